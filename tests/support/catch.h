@@ -1,0 +1,8 @@
+#pragma once
+// Catch2 2 (Debian 12) and 3 (newer systems) name their headers differently; tests include this one.
+#ifdef GEMMA_TORCH_CATCH2_V2
+#include <catch2/catch.hpp>
+#else
+#include <catch2/catch_all.hpp>
+using Catch::Approx;
+#endif
