@@ -1,0 +1,168 @@
+#include "common.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <iterator>
+
+#include "gemma_torch/base/atomic_file.h"
+#include "gemma_torch/base/device.h"
+#include "gemma_torch/base/error.h"
+
+namespace gemma_torch::apps {
+namespace {
+
+std::atomic<bool> interrupt_seen{false};
+
+extern "C" void on_interrupt(int) {
+  if (interrupt_seen.exchange(true)) {
+    std::_Exit(130);   // what a shell reports for a program ended by Ctrl-C
+  }
+}
+
+std::string cache_folder() {
+  const auto from = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (const auto own = from("GEMMA_TORCH_CACHE"); !own.empty()) {
+    return own;
+  }
+  if (const auto xdg = from("XDG_CACHE_HOME"); !xdg.empty()) {
+    return xdg + "/gemma_torch";
+  }
+  return from("HOME") + "/.cache/gemma_torch";
+}
+
+}  // namespace
+
+void add_model_flag(CLI::App& command, std::string& model) {
+  command.add_option("-m,--model", model, "HF folder or .gguf file [the fetched Gemma 3 270M]");
+}
+
+void add_model_flags(CLI::App& command, ModelOptions& options) {
+  add_model_flag(command, options.model);
+  command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
+      ->capture_default_str();
+  command.add_option("--engine", options.engine, "auto or eager")->capture_default_str();
+  command.add_option("--quant", options.quant, "auto (what the folder holds) or none")
+      ->capture_default_str();
+  command.add_option("--kv", options.kv, "dtype of keys and values: auto (the weights'), float32 or bfloat16")
+      ->capture_default_str();
+  command.add_option("--ctx", options.ctx, "tokens the cache holds [what the command needs]");
+  command.add_option("-t,--threads", options.threads, "[usable physical cores]");
+}
+
+void add_text_flags(CLI::App& command, TextOptions& options) {
+  command.add_option("-p,--prompt", options.prompt, "text [standard input]");
+  command.add_option("-f,--file", options.file, "file with the text");
+  command.add_option("--ids", options.ids, "token ids instead of text, 2,818,5279: used as given, no BOS added");
+}
+
+std::string model_path(const std::string& given) {
+  return given.empty() ? cache_folder() + "/gemma-3-270m" : given;
+}
+
+Pretrained load(const ModelOptions& options) {
+  check(options.quant == "auto" || options.quant == "none",
+        "[quant] expected auto or none, got {}",
+        options.quant);
+  check(options.threads >= 0, "[threads] expected at least 1, got {}", options.threads);
+  parse_engine(options.engine);
+  at::set_num_threads(options.threads > 0 ? options.threads : usable_cores());
+  LoadOptions how;
+  how.device = parse_device(options.device);
+  if (options.dtype != "auto") {
+    how.dtype = parse_dtype(options.dtype, c10::kBFloat16);
+  }
+  return load_pretrained(model_path(options.model), how);
+}
+
+std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
+                                    const ModelOptions& options,
+                                    int64_t needed,
+                                    int64_t batch) {
+  check(options.ctx >= 0, "[ctx] expected at least 1, got {}", options.ctx);
+  check(options.ctx == 0 || needed <= options.ctx,
+        "[ctx] expected at least {} for the prompt and the new tokens, got {}",
+        needed,
+        options.ctx);
+  EngineOptions how;
+  how.kind = parse_engine(options.engine);
+  how.capacity = options.ctx > 0 ? options.ctx : needed;
+  how.batch = batch;
+  if (options.kv != "auto") {
+    how.kv_dtype = parse_dtype(options.kv, loaded.config.dtype);
+  }
+  return gemma_torch::make_engine(loaded.model, how);
+}
+
+std::string read_text(const TextOptions& options) {
+  check(options.prompt.empty() || options.file.empty(),
+        "[text] expected one of --prompt and --file, got both");
+  if (!options.file.empty()) {
+    return read_file(options.file);
+  }
+  if (!options.prompt.empty()) {
+    return options.prompt;
+  }
+  if (is_terminal(STDIN_FILENO)) {
+    fmt::print(stderr, "gemma: reading the text from the terminal, Ctrl-D ends it\n");
+  }
+  return {std::istreambuf_iterator<char>(std::cin), {}};
+}
+
+std::vector<int64_t> parse_ids(const std::string& list) {
+  std::vector<int64_t> ids;
+  size_t start = 0;
+  while (start <= list.size()) {
+    const auto end = std::min(list.find(',', start), list.size());
+    const auto word = list.substr(start, end - start);
+    const bool digits = !word.empty() && word.size() < 10 && word.find_first_not_of("0123456789") == std::string::npos;
+    check(digits, "[ids] expected token ids such as 2,818,5279, got \"{}\"", word);
+    ids.push_back(std::stoll(word));
+    start = end + 1;
+  }
+  return ids;
+}
+
+std::vector<int64_t> read_ids(const TextOptions& options, const Pretrained& loaded) {
+  if (!options.ids.empty()) {
+    check(options.prompt.empty() && options.file.empty(), "[text] expected --ids or text, got both");
+    return parse_ids(options.ids);
+  }
+  check(loaded.tokenizer.has_value(),
+        "[text] this model has no tokenizer.model or tokenizer.json. Hint: --ids 2,818,5279");
+  return loaded.tokenizer->encode(read_text(options));
+}
+
+bool is_terminal(int descriptor) { return ::isatty(descriptor) == 1; }
+
+void print_json(const nlohmann::json& object) {
+  print_text(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+void print_text(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (std::fflush(stdout) != 0) {
+    std::_Exit(0);   // the reader closed the pipe: it has what it wanted
+  }
+}
+
+bool interrupted() { return interrupt_seen; }
+void clear_interrupt() { interrupt_seen = false; }
+
+void catch_interrupt() {
+  struct sigaction action = {};
+  action.sa_handler = on_interrupt;
+  ::sigaction(SIGINT, &action, nullptr);
+}
+
+}  // namespace gemma_torch::apps

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "gemma_torch/engine/engine.h"
+#include "gemma_torch/pretrained.h"
+
+namespace gemma_torch::apps {
+
+/// The flags that every command which runs a model has.
+struct ModelOptions {
+  std::string model;   // HF folder or .gguf; empty: the fetched one
+  std::string device = "auto";
+  std::string dtype = "auto";
+  std::string engine = "auto";
+  std::string quant = "auto";
+  std::string kv = "auto";
+  int64_t ctx = 0;   // 0: what the command needs
+  int threads = 0;   // 0: usable physical cores
+};
+
+/// Where a command's text comes from.
+struct TextOptions {
+  std::string prompt;
+  std::string file;
+  std::string ids;   // "2,818,5279"
+};
+
+void add_model_flag(CLI::App& command, std::string& model);
+void add_model_flags(CLI::App& command, ModelOptions& options);
+void add_text_flags(CLI::App& command, TextOptions& options);
+
+/// The folder of the default model: gemma-3-270m in $GEMMA_TORCH_CACHE, $XDG_CACHE_HOME/gemma_torch or
+/// ~/.cache/gemma_torch. `given` if that is not empty.
+std::string model_path(const std::string& given);
+
+/// Sets threads, then loads on the device and in the dtype asked for.
+Pretrained load(const ModelOptions& options);
+
+/// An engine of the kind asked for that holds `needed` tokens a row, or --ctx where that is given.
+/// Throws: Error if --ctx is less than needed; before any work.
+std::unique_ptr<Engine> make_engine(const Pretrained& loaded, const ModelOptions& options, int64_t needed, int64_t batch = 1);
+
+/// The text of -p, of -f, or of standard input. Throws: Error if two of them are given.
+std::string read_text(const TextOptions& options);
+
+/// The token ids of --ids as given, else of the text, with BOS.
+/// Throws: Error for a bad id, or for text where the model has no tokenizer.
+std::vector<int64_t> read_ids(const TextOptions& options, const Pretrained& loaded);
+std::vector<int64_t> parse_ids(const std::string& list);
+
+/// Whether standard error is a terminal: colour and progress go only there.
+bool is_terminal(int descriptor);
+
+/// Prints one JSON object on standard output. Bytes that are not UTF-8 become U+FFFD.
+void print_json(const nlohmann::json& object);
+
+/// Writes text to standard output at once. A reader that is gone ends the program quietly.
+void print_text(const std::string& text);
+
+/// Set by Ctrl-C once catch_interrupt() was called; a second Ctrl-C ends the program.
+bool interrupted();
+void catch_interrupt();
+void clear_interrupt();
+
+// One for each subcommand, in the file of its name.
+void add_generate(CLI::App& app);
+void add_chat(CLI::App& app);
+void add_tokenize(CLI::App& app);
+void add_detokenize(CLI::App& app);
+void add_logits(CLI::App& app);
+void add_perplexity(CLI::App& app);
+void add_info(CLI::App& app);
+void add_convert(CLI::App& app);
+void add_bench(CLI::App& app);
+void add_parity(CLI::App& app);
+
+}  // namespace gemma_torch::apps

@@ -1,0 +1,109 @@
+#include "gemma_torch/engine/eager.h"
+
+#include <ATen/Context.h>
+#include <ATen/Functions.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/tensor_map.h"
+
+namespace gemma_torch {
+namespace {
+
+// Rows of logits formed at a time where all positions are scored: 64 of 262,144 floats are 64 MiB.
+constexpr int64_t kScoredRows = 64;
+
+class WithoutOneDnn {
+ public:
+  explicit WithoutOneDnn(bool off) : before_(at::globalContext().userEnabledMkldnn()) {
+    at::globalContext().setUserEnabledMkldnn(before_ && !off);
+  }
+  ~WithoutOneDnn() { at::globalContext().setUserEnabledMkldnn(before_); }
+  WithoutOneDnn(const WithoutOneDnn&) = delete;
+  WithoutOneDnn& operator=(const WithoutOneDnn&) = delete;
+
+ private:
+  bool before_;
+};
+
+bool is_one_row(const at::Tensor& x) { return x.device().is_cpu() && x.size(0) * x.size(1) == 1; }
+
+KvCacheOptions cache_options(const Gemma3Model& model, const EngineOptions& options) {
+  const auto& weight = model->tok_emb->weight;
+  return {.batch = options.batch,
+          .capacity = options.capacity,
+          .chunk = options.chunk,
+          .device = weight.device(),
+          .dtype = options.kv_dtype.value_or(weight.scalar_type())};
+}
+
+}  // namespace
+
+EagerEngine::EagerEngine(Gemma3Model model, const EngineOptions& options)
+    : Engine(options.batch, options.capacity, model->cfg.vocab_size),
+      model_(std::move(model)),
+      cache_(model_->cfg, cache_options(model_, options)),
+      probe_(options.probe) {}
+
+void EagerEngine::do_append(const at::Tensor& ids) {
+  const c10::InferenceMode inference;
+  std::vector<at::Tensor> parts;
+  for (int64_t start = 0; start < ids.size(1); start += cache_.options().chunk) {
+    const auto length = std::min(cache_.options().chunk, ids.size(1) - start);
+    const auto part = ids.narrow(/*dim=*/1, start, length).to(cache_.options().device);
+    const WithoutOneDnn scope(is_one_row(part));
+    parts.push_back(model_->hidden(part, &cache_, probe_));
+  }
+  hidden_ = parts.size() == 1 ? parts[0] : at::cat(parts, /*dim=*/1);
+}
+
+at::Tensor EagerEngine::logits(Rows rows) {
+  check(hidden_.defined(), "[logits] expected an append since the last reset or rewind, got none");
+  const c10::InferenceMode inference;
+  const auto x = rows == Rows::kAll ? hidden_ : hidden_.narrow(/*dim=*/1, hidden_.size(1) - 1, 1);
+  const WithoutOneDnn scope(is_one_row(x));
+  const auto end = cache_.position();
+  const auto positions = probe_ ? at::arange(end - x.size(1), end) : at::Tensor();
+  return tap(probe_, {Site::kLogits, -1, positions}, model_->out_head(x)).to(at::kFloat);
+}
+
+at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
+  check(hidden_.defined(), "[log_prob] expected an append since the last reset or rewind, got none");
+  check(targets.dim() == 2 && targets.size(0) == hidden_.size(0) && targets.size(1) == hidden_.size(1),
+        "[log_prob] targets: expected ({}, {}), got {}",
+        hidden_.size(0),
+        hidden_.size(1),
+        shape_str(targets.sizes()));
+  const c10::InferenceMode inference;
+  std::vector<at::Tensor> parts;
+  for (int64_t start = 0; start < targets.size(1); start += kScoredRows) {
+    const auto length = std::min(kScoredRows, targets.size(1) - start);
+    const auto x = hidden_.narrow(/*dim=*/1, start, length);
+    const auto wanted = targets.narrow(/*dim=*/1, start, length).to(x.device()).unsqueeze(-1);
+    const auto scores = model_->out_head(x).to(at::kFloat);   // sums of 262,144 terms need float32
+    const auto chosen = scores.gather(/*dim=*/-1, wanted).squeeze(-1);
+    parts.push_back((chosen - scores.logsumexp(/*dim=*/-1)).to(at::kCPU));
+  }
+  return at::cat(parts, /*dim=*/1);
+}
+
+void EagerEngine::do_rewind(int64_t position) {
+  cache_.rewind(position);
+  hidden_ = at::Tensor();
+}
+
+void EagerEngine::do_reset(const at::Tensor& first) {
+  cache_.reset(first);
+  hidden_ = at::Tensor();
+}
+
+void EagerEngine::do_copy_from(const Engine& other) {
+  const auto* eager = dynamic_cast<const EagerEngine*>(&other);
+  check(eager != nullptr, "[copy_from] expected an eager engine, got another kind");
+  cache_.copy_from(eager->cache_);
+  hidden_ = eager->hidden_;
+}
+
+}  // namespace gemma_torch

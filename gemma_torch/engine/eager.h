@@ -1,0 +1,33 @@
+#pragma once
+
+#include "gemma_torch/engine/engine.h"
+
+namespace gemma_torch {
+
+/// Runs the modules as they are, kernel by kernel, on any device and dtype.
+///
+/// On the CPU, passes over a single token switch oneDNN off and on again: its unpacked one-row products run at half
+/// the memory's speed. The switch is one for the whole process, so two threads that run engines at the same time
+/// may see each other's setting (results differ by rounding only).
+class EagerEngine : public Engine {
+ public:
+  EagerEngine(Gemma3Model model, const EngineOptions& options);
+
+  at::Tensor logits(Rows rows) override;
+  at::Tensor log_prob(const at::Tensor& targets) override;
+  int64_t position() const override { return cache_.position(); }
+  const KvCache& cache() const { return cache_; }
+
+ private:
+  void do_append(const at::Tensor& ids) override;
+  void do_rewind(int64_t position) override;
+  void do_reset(const at::Tensor& first) override;
+  void do_copy_from(const Engine& other) override;
+
+  Gemma3Model model_;
+  KvCache cache_;
+  Probe probe_;
+  at::Tensor hidden_;   // (B, T, E) of the last append; undefined after reset and rewind
+};
+
+}  // namespace gemma_torch

@@ -1,0 +1,162 @@
+#include "gemma_torch/engine/engine.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/engine/eager.h"
+
+namespace gemma_torch {
+
+Engine::Engine(int64_t batch, int64_t capacity, int64_t vocab_size)
+    : batch_(batch),
+      capacity_(capacity),
+      vocab_size_(vocab_size),
+      history_(static_cast<size_t>(batch)),
+      padding_(static_cast<size_t>(batch), 0) {}
+
+void Engine::append(const at::Tensor& given) {
+  check(given.dim() == 2 && given.size(0) == batch_ && given.size(1) >= 1,
+        "[append] ids: expected ({}, T) with T of at least 1, got {}",
+        batch_,
+        shape_str(given.sizes()));
+  check(given.scalar_type() == at::kLong, "[append] ids: expected int64, got {}", c10::toString(given.scalar_type()));
+  const auto T = given.size(1);
+  check(position() + T <= capacity_,
+        "[append] expected at most {} tokens, got {} at position {}. Hint: a larger capacity (--ctx)",
+        capacity_,
+        T,
+        position());
+  const auto ids = given.to(at::kCPU).contiguous();
+  const int64_t* data = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    check(data[i] >= 0 && data[i] < vocab_size_,
+          "[append] token id: expected 0 to {}, got {} (token {} of row {})",
+          vocab_size_ - 1,
+          data[i],
+          i % T,
+          i / T);
+  }
+  const auto start = position();
+  do_append(ids);
+  for (int64_t row = 0; row < batch_; ++row) {
+    const auto skipped = std::clamp(padding_[static_cast<size_t>(row)] - start, int64_t{0}, T);
+    const int64_t* begin = data + row * T;
+    history_[static_cast<size_t>(row)].insert(
+        history_[static_cast<size_t>(row)].end(), begin + skipped, begin + T);
+  }
+}
+
+void Engine::append(const std::vector<int64_t>& ids) {
+  append(at::tensor(ids, at::kLong).view({1, -1}));
+}
+
+TopK Engine::top(int64_t k) {
+  check(k >= 1, "[top] k: expected at least 1, got {}", k);
+  const auto last = logits(Rows::kLast).squeeze(/*dim=*/1);   // (B, V)
+  if (k == 1) {
+    const auto ids = last.argmax(/*dim=*/-1, /*keepdim=*/true);
+    return {ids.to(at::kCPU), last.gather(/*dim=*/-1, ids).to(at::kCPU)};
+  }
+  auto [best, ids] = last.topk(std::min(k, vocab_size_), /*dim=*/-1);
+  // topk leaves equal logits in any order. Sorting by id, then stably by logit, settles it.
+  const auto by_id = ids.argsort(/*dim=*/-1, /*descending=*/false);
+  best = best.gather(/*dim=*/-1, by_id);
+  ids = ids.gather(/*dim=*/-1, by_id);
+  const auto order = best.argsort(/*stable=*/true, /*dim=*/-1, /*descending=*/true);
+  return {ids.gather(/*dim=*/-1, order).to(at::kCPU), best.gather(/*dim=*/-1, order).to(at::kCPU)};
+}
+
+void Engine::rewind(int64_t position) {
+  do_rewind(position);
+  for (size_t row = 0; row < history_.size(); ++row) {
+    const auto kept = std::max(int64_t{0}, position - padding_[row]);
+    history_[row].resize(std::min(history_[row].size(), static_cast<size_t>(kept)));
+  }
+}
+
+void Engine::reset(const at::Tensor& first) {
+  check(!first.defined() || (first.dim() == 1 && first.size(0) == batch_ && first.scalar_type() == at::kLong),
+        "[reset] first: expected ({}) int64, got {} {}",
+        batch_,
+        first.defined() ? shape_str(first.sizes()) : "",
+        first.defined() ? c10::toString(first.scalar_type()) : "");
+  do_reset(first);
+  for (int64_t row = 0; row < batch_; ++row) {
+    history_[static_cast<size_t>(row)].clear();
+    padding_[static_cast<size_t>(row)] = first.defined() ? first[row].item<int64_t>() : 0;
+  }
+}
+
+void Engine::copy_from(const Engine& other) {
+  check(other.batch_ == batch_ && other.vocab_size_ == vocab_size_ && other.position() <= capacity_,
+        "[copy_from] expected an engine of batch {} with at most {} tokens, got batch {} with {}",
+        batch_,
+        capacity_,
+        other.batch_,
+        other.position());
+  do_copy_from(other);
+  history_ = other.history_;
+  padding_ = other.padding_;
+}
+
+std::vector<Candidate> candidates(Engine& engine, int64_t row, const Sampling& sampling) {
+  const bool penalised = sampling.repetition_penalty != 1;
+  const auto& history = engine.history(row);
+  int64_t k = sampling.temperature == 0 ? 1 : sampling.top_k > 0 ? sampling.top_k : engine.vocab_size();
+  if (penalised) {
+    // A penalty above 1 only lowers the logits of m known tokens: the best k are among the best k + m. Below 1 it
+    // may raise any of them.
+    const std::unordered_set<int64_t> seen(history.begin(), history.end());
+    k = sampling.repetition_penalty > 1 ? k + static_cast<int64_t>(seen.size()) : engine.vocab_size();
+  }
+  const auto best = engine.top(std::min(k, engine.vocab_size()));
+  const auto* ids = best.ids.const_data_ptr<int64_t>() + row * best.ids.size(1);
+  const auto* logits = best.logits.const_data_ptr<float>() + row * best.ids.size(1);
+  std::vector<Candidate> found;
+  for (int64_t i = 0; i < best.ids.size(1); ++i) {
+    found.push_back({ids[i], logits[i]});
+  }
+  if (penalised) {
+    apply_repetition_penalty(found, history, sampling.repetition_penalty);
+  }
+  return found;
+}
+
+void Engine::decode(int64_t n, const Sampling& sampling, const OnToken& on_token) {
+  check_sampling(sampling);
+  std::vector<std::mt19937_64> random;
+  for (int64_t row = 0; row < batch_; ++row) {
+    random.emplace_back(sampling.seed + static_cast<uint64_t>(row));
+  }
+  std::vector<bool> active(static_cast<size_t>(batch_), true);
+  for (int64_t step = 0; step < n; ++step) {
+    auto next = at::empty({batch_, 1}, at::kLong);
+    for (int64_t row = 0; row < batch_; ++row) {
+      const auto index = static_cast<size_t>(row);
+      const auto id = draw(candidates(*this, row, sampling), sampling, random[index]);
+      next.mutable_data_ptr<int64_t>()[row] = id;
+      active[index] = active[index] && on_token(row, id);
+    }
+    if (step + 1 == n || std::find(active.begin(), active.end(), true) == active.end()) {
+      return;
+    }
+    append(next);
+  }
+}
+
+EngineKind parse_engine(const std::string& name) {
+  check(name == "auto" || name == "eager", "[engine] expected auto or eager, got {}", name);
+  return name == "auto" ? EngineKind::kAuto : EngineKind::kEager;
+}
+
+std::string engine_name(EngineKind) { return "eager"; }
+
+std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
+  return std::make_unique<EagerEngine>(std::move(model), options);
+}
+
+}  // namespace gemma_torch

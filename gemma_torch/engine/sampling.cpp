@@ -1,0 +1,108 @@
+#include "gemma_torch/engine/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_set>
+
+#include "gemma_torch/base/error.h"
+
+namespace gemma_torch {
+namespace {
+
+bool better(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+// Shares of the first `count` candidates, most likely first.
+std::vector<double> softmax(const std::vector<Candidate>& candidates, size_t count, double temperature) {
+  std::vector<double> shares(count);
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) {
+    shares[i] = std::exp((static_cast<double>(candidates[i].logit) - candidates[0].logit) / temperature);
+    sum += shares[i];
+  }
+  for (auto& share : shares) {
+    share /= sum;
+  }
+  return shares;
+}
+
+void renormalize(std::vector<double>& shares, size_t count) {
+  shares.resize(count);
+  double sum = 0;
+  for (const double share : shares) {
+    sum += share;
+  }
+  for (auto& share : shares) {
+    share /= sum;
+  }
+}
+
+}  // namespace
+
+void check_sampling(const Sampling& s) {
+  check(std::isfinite(s.temperature) && s.temperature >= 0,
+        "[sampling] temperature: expected a number of at least 0, got {}",
+        s.temperature);
+  check(s.top_k >= 0, "[sampling] top_k: expected at least 0, got {}", s.top_k);
+  check(s.top_p > 0 && s.top_p <= 1, "[sampling] top_p: expected above 0, to 1, got {}", s.top_p);
+  check(s.min_p >= 0 && s.min_p <= 1, "[sampling] min_p: expected 0 to 1, got {}", s.min_p);
+  check(std::isfinite(s.repetition_penalty) && s.repetition_penalty > 0,
+        "[sampling] repetition_penalty: expected a number above 0, got {}",
+        s.repetition_penalty);
+}
+
+void apply_repetition_penalty(std::vector<Candidate>& candidates,
+                              const std::vector<int64_t>& history,
+                              double penalty) {
+  const std::unordered_set<int64_t> seen(history.begin(), history.end());
+  const auto factor = static_cast<float>(penalty);
+  for (auto& candidate : candidates) {
+    if (seen.contains(candidate.id)) {
+      candidate.logit = candidate.logit < 0 ? candidate.logit * factor : candidate.logit / factor;
+    }
+  }
+  std::sort(candidates.begin(), candidates.end(), better);
+}
+
+std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampling& s) {
+  check(!candidates.empty(), "[sampling] expected at least one candidate, got none");
+  if (s.temperature == 0) {
+    return {1.0};
+  }
+  const size_t k = s.top_k > 0 ? static_cast<size_t>(s.top_k) : candidates.size();
+  auto shares = softmax(candidates, std::min(k, candidates.size()), s.temperature);
+  if (s.top_p < 1) {
+    size_t count = 0;
+    for (double before = 0; count < shares.size() && (count == 0 || before < s.top_p); ++count) {
+      before += shares[count];
+    }
+    renormalize(shares, count);
+  }
+  if (s.min_p > 0) {
+    const double least = s.min_p * shares[0];
+    const auto end = std::find_if(shares.begin(), shares.end(), [&](double p) { return p < least; });
+    renormalize(shares, static_cast<size_t>(end - shares.begin()));
+  }
+  return shares;
+}
+
+int64_t draw(const std::vector<Candidate>& candidates, const Sampling& s, std::mt19937_64& random) {
+  const auto shares = filter(candidates, s);
+  if (shares.size() == 1) {
+    return candidates[0].id;
+  }
+  // 53 random bits, made here: the standard leaves the library's distributions open, and a seed must mean the same
+  // text everywhere.
+  const double at = static_cast<double>(random() >> 11) * 0x1.0p-53;
+  double sum = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    sum += shares[i];
+    if (at < sum) {
+      return candidates[i].id;
+    }
+  }
+  return candidates[shares.size() - 1].id;
+}
+
+}  // namespace gemma_torch

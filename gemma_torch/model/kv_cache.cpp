@@ -1,0 +1,163 @@
+#include "gemma_torch/model/kv_cache.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/remainder.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/tensor_map.h"
+
+namespace gemma_torch {
+namespace {
+
+// Lengths seen by attention come in steps, so that few shapes occur.
+constexpr int64_t kStep = 256;
+
+int64_t rounded_up(int64_t length, int64_t most) {
+  return std::min(most, (length + kStep - 1) / kStep * kStep);
+}
+
+}  // namespace
+
+LayerCache::LayerCache(const Gemma3Config& cfg,
+                       int64_t batch,
+                       int64_t slots,
+                       const at::TensorOptions& options)
+    : keys(at::zeros({batch, cfg.n_kv_groups, slots, cfg.head_dim}, options)),
+      values(at::zeros({batch, cfg.n_kv_groups, slots, cfg.head_dim}, options)) {}
+
+std::pair<at::Tensor, at::Tensor> LayerCache::update(const at::Tensor& k,
+                                                     const at::Tensor& v,
+                                                     const Stored& stored) {
+  keys.index_copy_(/*dim=*/2, stored.slots, k.to(keys.scalar_type()));   // the cache's own dtype
+  values.index_copy_(/*dim=*/2, stored.slots, v.to(values.scalar_type()));
+  const auto length = stored.positions.size(0);
+  return {keys.narrow(/*dim=*/2, /*start=*/0, length).to(k.scalar_type()),
+          values.narrow(/*dim=*/2, /*start=*/0, length).to(v.scalar_type())};
+}
+
+KvCache::KvCache(const Gemma3Config& cfg, const KvCacheOptions& options)
+    : cfg_(validated(cfg)), options_(options), ring_(cfg.sliding_window + options.chunk - 1) {
+  check(options.batch >= 1 && options.capacity >= 1 && options.chunk >= 1,
+        "[kv_cache] batch, capacity and chunk: expected at least 1, got {}, {} and {}",
+        options.batch,
+        options.capacity,
+        options.chunk);
+  // A sequence that never fills the ring does not need all of it.
+  ring_ = std::min(ring_, options.capacity);
+  const auto kv = at::TensorOptions(options.dtype).device(options.device);
+  const auto index = at::TensorOptions(at::kLong).device(options.device);
+  global_positions_ = at::full({options.capacity + 1}, -1, index);
+  local_positions_ = at::full({ring_ + 1}, -1, index);
+  for (const auto type : cfg_.layer_types) {
+    const auto slots = type == LayerType::kFullAttention ? options.capacity : ring_;
+    layers_.emplace_back(cfg_, options.batch, slots + 1, kv);
+  }
+}
+
+Placement KvCache::place(int64_t n) {
+  check(n >= 1 && n <= options_.chunk,
+        "[kv_cache] tokens of one call: expected 1 to {}, got {}",
+        options_.chunk,
+        n);
+  check(position_ + n <= options_.capacity,
+        "[kv_cache] expected at most {} tokens, got {} (position {})",
+        options_.capacity,
+        position_ + n,
+        position_);
+  Placement placement;
+  placement.positions = at::arange(position_, position_ + n, global_positions_.options());
+  placement.first = first_;
+  placement.global.slots = placement.positions;
+  placement.local.slots =
+      position_ + n <= ring_ ? placement.positions : at::remainder(placement.positions, ring_);
+  global_positions_.index_copy_(/*dim=*/0, placement.global.slots, placement.positions);
+  local_positions_.index_copy_(/*dim=*/0, placement.local.slots, placement.positions);
+  const auto used = std::max(high_water_, position_ + n);
+  placement.global.positions =
+      global_positions_.narrow(/*dim=*/0, /*start=*/0, rounded_up(used, options_.capacity + 1));
+  placement.local.positions =
+      local_positions_.narrow(/*dim=*/0, /*start=*/0, rounded_up(used, ring_ + 1));
+  return placement;
+}
+
+void KvCache::advance(int64_t n) {
+  position_ += n;
+  high_water_ = std::max(high_water_, position_);
+}
+
+void KvCache::rewind(int64_t position) {
+  check(position >= 0 && position <= position_,
+        "[rewind] position: expected 0 to {}, got {}",
+        position_,
+        position);
+  const auto slack = ring_ - cfg_.sliding_window;
+  check(high_water_ <= ring_ || position == 0 || high_water_ - position <= slack,
+        "[rewind] position: expected 0 or at least {}, got {} (the ring of the sliding layers holds no more). "
+        "Hint: reset and prefill again",
+        high_water_ - slack,
+        position);
+  if (position == 0) {
+    const auto first = first_.defined() ? first_.squeeze(/*dim=*/1) : first_;
+    return reset(first);
+  }
+  global_positions_.masked_fill_(global_positions_.ge(position), -1);
+  local_positions_.masked_fill_(local_positions_.ge(position), -1);
+  position_ = position;
+}
+
+void KvCache::reset(const at::Tensor& first) {
+  check(!first.defined() || (first.dim() == 1 && first.size(0) == options_.batch),
+        "[reset] first: expected ({}), got {}",
+        options_.batch,
+        first.defined() ? shape_str(first.sizes()) : "");
+  global_positions_.fill_(-1);
+  local_positions_.fill_(-1);
+  first_ = first.defined() ? first.to(global_positions_.options()).unsqueeze(/*dim=*/1) : first;
+  position_ = 0;
+  high_water_ = 0;
+}
+
+void KvCache::copy_from(const KvCache& other) {
+  check(other.options_.batch == options_.batch && other.layers_.size() == layers_.size() &&
+            other.high_water_ <= options_.capacity && other.ring_ <= ring_,
+        "[copy_from] expected a cache of batch {}, capacity {} and ring {}, got {}, {} and {}",
+        options_.batch,
+        options_.capacity,
+        ring_,
+        other.options_.batch,
+        other.options_.capacity,
+        other.ring_);
+  check(other.ring_ == ring_ || other.high_water_ <= other.ring_,
+        "[copy_from] ring: expected {} slots, got {}, which are wrapped",
+        ring_,
+        other.ring_);
+  reset(other.first_.defined() ? other.first_.squeeze(/*dim=*/1) : at::Tensor());
+  const auto copy = [](const at::Tensor& to, const at::Tensor& from, int64_t dim, int64_t length) {
+    to.narrow(dim, 0, length).copy_(from.narrow(dim, 0, length));
+  };
+  const auto global = std::min(other.high_water_, options_.capacity);
+  const auto local = std::min(other.high_water_, ring_);
+  copy(global_positions_, other.global_positions_, /*dim=*/0, global);
+  copy(local_positions_, other.local_positions_, /*dim=*/0, local);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const bool full = cfg_.layer_types[i] == LayerType::kFullAttention;
+    copy(layers_[i].keys, other.layers_[i].keys, /*dim=*/2, full ? global : local);
+    copy(layers_[i].values, other.layers_[i].values, /*dim=*/2, full ? global : local);
+  }
+  position_ = other.position_;
+  high_water_ = other.high_water_;
+}
+
+int64_t KvCache::bytes() const {
+  int64_t total = 0;
+  for (const auto& layer : layers_) {
+    total += static_cast<int64_t>(layer.keys.nbytes() + layer.values.nbytes());
+  }
+  return total;
+}
+
+}  // namespace gemma_torch

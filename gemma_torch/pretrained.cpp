@@ -1,0 +1,176 @@
+#include "gemma_torch/pretrained.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "gemma_torch/base/atomic_file.h"
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/io/gguf.h"
+#include "gemma_torch/io/gguf_model.h"
+#include "gemma_torch/io/hf_folder.h"
+#include "gemma_torch/io/safetensors.h"
+#include "gemma_torch/text/model_proto.h"
+#include "gemma_torch/text/tokenizer_json.h"
+
+namespace gemma_torch {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int64_t kEndOfTurn = 106;
+
+std::optional<Vocabulary> folder_vocabulary(const std::string& folder) {
+  if (fs::exists(folder + "/tokenizer.model")) {
+    return read_tokenizer_model(folder + "/tokenizer.model");
+  }
+  if (fs::exists(folder + "/tokenizer.json")) {
+    return read_tokenizer_json(folder + "/tokenizer.json");
+  }
+  return std::nullopt;
+}
+
+void check_exists(const std::string& path) {
+  check(fs::exists(path),
+        "[load_pretrained] {}: no such file or folder. Hint: an HF folder or a .gguf file (-m), or "
+        "`bash cmake/run.sh`, which fetches the default weights",
+        path);
+}
+
+json folder_config(const std::string& folder) {
+  auto config = read_json(folder, "config.json");
+  check(!config.is_null(), "[load_pretrained] {}: expected config.json, found none", folder);
+  return config;
+}
+
+void add_stop_ids(const json& object, std::vector<int64_t>& ids, const char* place) {
+  const auto at = object.is_object() ? object.find("eos_token_id") : object.end();
+  if (!object.is_object() || at == object.end() || at->is_null()) {
+    return;
+  }
+  for (const auto& id : at->is_array() ? *at : json::array({*at})) {
+    check(id.is_number_integer() && id.get<int64_t>() >= 0,
+          "[{}] eos_token_id: expected token ids, got {}",
+          place,
+          id.dump(-1, ' ', false, json::error_handler_t::replace));
+    if (std::find(ids.begin(), ids.end(), id.get<int64_t>()) == ids.end()) {
+      ids.push_back(id.get<int64_t>());
+    }
+  }
+}
+
+double number_or(const json& object, const char* key, double otherwise) {
+  const auto at = object.is_object() ? object.find(key) : object.end();
+  if (!object.is_object() || at == object.end() || at->is_null()) {
+    return otherwise;
+  }
+  check(at->is_number(), "[generation_config] {}: expected a number, got {}", key, at->type_name());
+  return at->get<double>();
+}
+
+Description describe(const json& config, const json& generation) {
+  Description result;
+  result.config = parse_config(config);
+  add_stop_ids(config, result.stop_ids, "config");
+  const auto text = config.find("text_config");
+  if (text != config.end()) {
+    add_stop_ids(*text, result.stop_ids, "config");
+  }
+  add_stop_ids(generation, result.stop_ids, "generation_config");
+  const auto& stops = result.stop_ids;
+  result.instruct = std::find(stops.begin(), stops.end(), kEndOfTurn) != stops.end();
+  result.sampling = {.temperature = number_or(generation, "temperature", 1.0),
+                     .top_k = static_cast<int64_t>(number_or(generation, "top_k", 64)),
+                     .top_p = number_or(generation, "top_p", 0.95),
+                     .min_p = number_or(generation, "min_p", 0.0),
+                     .repetition_penalty = number_or(generation, "repetition_penalty", 1.0)};
+  check_sampling(result.sampling);
+  return result;
+}
+
+void add_tokenizer(Pretrained& into, const std::optional<Vocabulary>& vocabulary) {
+  if (!vocabulary) {
+    return;
+  }
+  into.tokenizer.emplace(*vocabulary);
+  for (const auto id : into.tokenizer->stop_ids()) {
+    if (std::find(into.stop_ids.begin(), into.stop_ids.end(), id) == into.stop_ids.end()) {
+      into.stop_ids.push_back(id);
+    }
+  }
+}
+
+}  // namespace
+
+Description load_description(const std::string& path) {
+  check_exists(path);
+  if (fs::is_directory(path)) {
+    return describe(folder_config(path), read_json(path, "generation_config.json"));
+  }
+  return describe(gguf_config(GgufFile(path)), {});
+}
+
+std::optional<Tokenizer> load_tokenizer(const std::string& path) {
+  check_exists(path);
+  const auto vocabulary =
+      fs::is_directory(path) ? folder_vocabulary(path) : gguf_vocabulary(GgufFile(path));
+  return vocabulary ? std::optional<Tokenizer>(*vocabulary) : std::nullopt;
+}
+
+Pretrained load_pretrained(const std::string& path, const LoadOptions& options) {
+  check_exists(path);
+  Pretrained result;
+  TensorMap weights;
+  std::optional<Vocabulary> vocabulary;
+  if (fs::is_directory(path)) {
+    static_cast<Description&>(result) = load_description(path);
+    vocabulary = folder_vocabulary(path);
+    weights = read_folder_weights(path);
+  } else {
+    const GgufFile file(path);
+    static_cast<Description&>(result) = describe(gguf_config(file), {});
+    vocabulary = gguf_vocabulary(file);
+    weights = gguf_weights(file);
+  }
+  result.config.dtype = options.dtype.value_or(result.config.dtype);
+  result.model = build_model(result.config, std::move(weights), options.device, path);
+  add_tokenizer(result, vocabulary);
+  return result;
+}
+
+void convert_to_folder(const std::string& source, const std::string& folder) {
+  AtomicFolder out(folder);
+  const bool from_folder = fs::is_directory(source);
+  const auto loaded = load_pretrained(source);
+  auto config = from_folder ? folder_config(source) : gguf_config(GgufFile(source));
+  if (config.contains("text_config")) {   // only the text part is written
+    config = config_to_json(loaded.config);
+    config["eos_token_id"] = loaded.stop_ids;
+  }
+  auto generation = from_folder ? read_json(source, "generation_config.json") : json();
+  if (generation.is_null()) {
+    generation = {{"eos_token_id", loaded.stop_ids},
+                  {"do_sample", true},
+                  {"temperature", loaded.sampling.temperature},
+                  {"top_k", loaded.sampling.top_k},
+                  {"top_p", loaded.sampling.top_p}};
+  }
+  write_file(out.file("config.json"), config.dump(2) + "\n");
+  write_file(out.file("generation_config.json"), generation.dump(2) + "\n");
+  // "format" is what transformers asks of a checkpoint.
+  save_safetensors(out.file("model.safetensors"), hf_weights(loaded.model), {{"format", "pt"}});
+  const auto vocabulary =
+      from_folder ? folder_vocabulary(source) : gguf_vocabulary(GgufFile(source));
+  if (vocabulary) {
+    write_file(out.file("tokenizer.model"), serialize_tokenizer_model(*vocabulary));
+  }
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}) {
+    if (from_folder && fs::exists(source + "/" + name)) {
+      fs::copy_file(source + "/" + name, out.file(name));
+    }
+  }
+  out.commit();
+}
+
+}  // namespace gemma_torch

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gemma_torch/engine/sampling.h"
+#include "gemma_torch/model/gemma3.h"
+#include "gemma_torch/text/tokenizer.h"
+
+namespace gemma_torch {
+
+struct LoadOptions {
+  c10::Device device = c10::kCPU;
+  std::optional<c10::ScalarType> dtype = {};   // default: the checkpoint's own
+};
+
+/// What stands beside the weights of a checkpoint.
+struct Description {
+  Gemma3Config config = {};
+  std::vector<int64_t> stop_ids = {};   // of config, generation_config and tokenizer together
+  Sampling sampling = {};               // defaults of generation_config, else Gemma's 1.0, 64, 0.95
+  bool instruct = false;                // <end_of_turn> ends a text: the model was trained to chat
+};
+
+struct Pretrained : Description {
+  Gemma3Model model{nullptr};
+  std::optional<Tokenizer> tokenizer = {};   // absent where the folder has none
+};
+
+/// A model from a Hugging Face folder (config.json, model.safetensors or shards, and, where there is one,
+/// tokenizer.model or tokenizer.json) or from a .gguf file, whose tensors are dequantised. Which of the two decides
+/// what `path` is, not how it is called.
+/// Throws: Error naming file, tensor or field.
+Pretrained load_pretrained(const std::string& path, const LoadOptions& options = {});
+
+/// The same without the weights.
+Description load_description(const std::string& path);
+
+/// The tokenizer alone; nothing where a folder has none.
+std::optional<Tokenizer> load_tokenizer(const std::string& path);
+
+/// Writes what load_pretrained(source) reads as a Hugging Face folder in bfloat16 (or the folder's own dtype):
+/// config.json, generation_config.json, model.safetensors, tokenizer.model; tokenizer.json, tokenizer_config.json
+/// and the chat template where the source has them. Whole or not at all.
+void convert_to_folder(const std::string& source, const std::string& folder);
+
+}  // namespace gemma_torch
