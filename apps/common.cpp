@@ -4,10 +4,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 
@@ -22,7 +26,7 @@ std::atomic<bool> interrupt_seen{false};
 
 extern "C" void on_interrupt(int) {
   if (interrupt_seen.exchange(true)) {
-    std::_Exit(130);   // what a shell reports for a program ended by Ctrl-C
+    std::_Exit(130);  // what a shell reports for a program ended by Ctrl-C
   }
 }
 
@@ -54,16 +58,23 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--engine", options.engine, "auto or eager")->capture_default_str();
   command.add_option("--quant", options.quant, "auto (what the folder holds) or none")
       ->capture_default_str();
-  command.add_option("--kv", options.kv, "dtype of keys and values: auto (the weights'), float32 or bfloat16")
+  command
+      .add_option(
+          "--kv", options.kv, "dtype of keys and values: auto (the weights'), float32 or bfloat16")
       ->capture_default_str();
   command.add_option("--ctx", options.ctx, "tokens the cache holds [what the command needs]");
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");
 }
 
 void add_text_flags(CLI::App& command, TextOptions& options) {
-  command.add_option("-p,--prompt", options.prompt, "text [standard input]");
-  command.add_option("-f,--file", options.file, "file with the text");
-  command.add_option("--ids", options.ids, "token ids instead of text, 2,818,5279: used as given, no BOS added");
+  // CLI11 reads "" into an optional as nothing given: these callbacks do not.
+  const auto text = [&](const char* name, std::optional<std::string>& target, const char* help) {
+    command.add_option_function<std::string>(
+        name, [&target](const std::string& value) { target = value; }, help);
+  };
+  text("-p,--prompt", options.prompt, "text [standard input]");
+  text("-f,--file", options.file, "file with the text");
+  text("--ids", options.ids, "token ids instead of text, 2,818,5279: used as given, no BOS added");
 }
 
 std::string model_path(const std::string& given) {
@@ -105,13 +116,12 @@ std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
 }
 
 std::string read_text(const TextOptions& options) {
-  check(options.prompt.empty() || options.file.empty(),
-        "[text] expected one of --prompt and --file, got both");
-  if (!options.file.empty()) {
-    return read_file(options.file);
+  check(!options.prompt || !options.file, "[text] expected one of --prompt and --file, got both");
+  if (options.file) {
+    return read_file(*options.file);
   }
-  if (!options.prompt.empty()) {
-    return options.prompt;
+  if (options.prompt) {
+    return *options.prompt;
   }
   if (is_terminal(STDIN_FILENO)) {
     fmt::print(stderr, "gemma: reading the text from the terminal, Ctrl-D ends it\n");
@@ -125,7 +135,8 @@ std::vector<int64_t> parse_ids(const std::string& list) {
   while (start <= list.size()) {
     const auto end = std::min(list.find(',', start), list.size());
     const auto word = list.substr(start, end - start);
-    const bool digits = !word.empty() && word.size() < 10 && word.find_first_not_of("0123456789") == std::string::npos;
+    const bool digits = !word.empty() && word.size() < 10 &&
+                        word.find_first_not_of("0123456789") == std::string::npos;
     check(digits, "[ids] expected token ids such as 2,818,5279, got \"{}\"", word);
     ids.push_back(std::stoll(word));
     start = end + 1;
@@ -133,31 +144,84 @@ std::vector<int64_t> parse_ids(const std::string& list) {
   return ids;
 }
 
-std::vector<int64_t> read_ids(const TextOptions& options, const Pretrained& loaded) {
-  if (!options.ids.empty()) {
-    check(options.prompt.empty() && options.file.empty(), "[text] expected --ids or text, got both");
-    return parse_ids(options.ids);
+std::vector<int64_t> read_ids(const TextOptions& options,
+                              const std::optional<Tokenizer>& tokenizer,
+                              EncodeOptions encode) {
+  if (options.ids) {
+    check(!options.prompt && !options.file, "[text] expected --ids or text, got both");
+    return parse_ids(*options.ids);
   }
-  check(loaded.tokenizer.has_value(),
+  check(tokenizer.has_value(),
         "[text] this model has no tokenizer.model or tokenizer.json. Hint: --ids 2,818,5279");
-  return loaded.tokenizer->encode(read_text(options));
+  return tokenizer->encode(read_text(options), encode);
 }
 
-bool is_terminal(int descriptor) { return ::isatty(descriptor) == 1; }
+nlohmann::json piece_json(int64_t id, const std::optional<Tokenizer>& tokenizer) {
+  return tokenizer ? nlohmann::json(tokenizer->piece(id)) : nlohmann::json();
+}
 
-void print_json(const nlohmann::json& object) {
-  print_text(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+nlohmann::json pieces_json(const std::vector<int64_t>& ids,
+                           const std::optional<Tokenizer>& tokenizer) {
+  if (!tokenizer) {
+    return {};
+  }
+  auto pieces = nlohmann::json::array();
+  for (const auto id : ids) {
+    pieces.push_back(tokenizer->piece(id));
+  }
+  return pieces;
+}
+
+bool is_terminal(int descriptor) {
+  return ::isatty(descriptor) == 1;
+}
+
+void Progress::show(int64_t done, int64_t total) {
+  const auto elapsed = std::chrono::steady_clock::now() - start_;
+  if (is_terminal(STDERR_FILENO) && elapsed > std::chrono::seconds(2)) {
+    fmt::print(stderr, "\r{} {} of {}", what_, done, total);
+    shown_ = true;
+  }
+}
+
+Progress::~Progress() {
+  if (shown_) {
+    fmt::print(stderr, "\r\x1b[K");  // clears the line
+  }
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const auto colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "unknown CPU";
+}
+
+void print_json(const nlohmann::json& json) {
+  print_text(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 void print_text(const std::string& text) {
+  errno = 0;
   std::fwrite(text.data(), 1, text.size(), stdout);
   if (std::fflush(stdout) != 0) {
-    std::_Exit(0);   // the reader closed the pipe: it has what it wanted
+    if (errno == EPIPE) {
+      std::_Exit(0);  // the reader closed the pipe: it has what it wanted
+    }
+    fail("[output] writing to standard output: {}", std::strerror(errno));
   }
 }
 
-bool interrupted() { return interrupt_seen; }
-void clear_interrupt() { interrupt_seen = false; }
+bool interrupted() {
+  return interrupt_seen;
+}
+void clear_interrupt() {
+  interrupt_seen = false;
+}
 
 void catch_interrupt() {
   struct sigaction action = {};

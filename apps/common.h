@@ -1,9 +1,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gemma_torch/engine/engine.h"
@@ -13,21 +16,21 @@ namespace gemma_torch::apps {
 
 /// The flags that every command which runs a model has.
 struct ModelOptions {
-  std::string model;   // HF folder or .gguf; empty: the fetched one
+  std::string model;  // HF folder or .gguf; empty: the fetched one
   std::string device = "auto";
   std::string dtype = "auto";
   std::string engine = "auto";
   std::string quant = "auto";
   std::string kv = "auto";
-  int64_t ctx = 0;   // 0: what the command needs
-  int threads = 0;   // 0: usable physical cores
+  int64_t ctx = 0;  // 0: what the command needs
+  int threads = 0;  // 0: usable physical cores
 };
 
-/// Where a command's text comes from.
+/// Where a command's text comes from. An empty text that was given is not an absent one.
 struct TextOptions {
-  std::string prompt;
-  std::string file;
-  std::string ids;   // "2,818,5279"
+  std::optional<std::string> prompt = {};
+  std::optional<std::string> file = {};
+  std::optional<std::string> ids = {};  // "2,818,5279"
 };
 
 void add_model_flag(CLI::App& command, std::string& model);
@@ -43,23 +46,52 @@ Pretrained load(const ModelOptions& options);
 
 /// An engine of the kind asked for that holds `needed` tokens a row, or --ctx where that is given.
 /// Throws: Error if --ctx is less than needed; before any work.
-std::unique_ptr<Engine> make_engine(const Pretrained& loaded, const ModelOptions& options, int64_t needed, int64_t batch = 1);
+std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
+                                    const ModelOptions& options,
+                                    int64_t needed,
+                                    int64_t batch = 1);
 
 /// The text of -p, of -f, or of standard input. Throws: Error if two of them are given.
 std::string read_text(const TextOptions& options);
 
-/// The token ids of --ids as given, else of the text, with BOS.
+/// The token ids of --ids as given, else of the text.
 /// Throws: Error for a bad id, or for text where the model has no tokenizer.
-std::vector<int64_t> read_ids(const TextOptions& options, const Pretrained& loaded);
+std::vector<int64_t> read_ids(const TextOptions& options,
+                              const std::optional<Tokenizer>& tokenizer,
+                              EncodeOptions encode = {});
 std::vector<int64_t> parse_ids(const std::string& list);
 
-/// Whether standard error is a terminal: colour and progress go only there.
+/// The pieces of ids; null where the model has no tokenizer.
+nlohmann::json pieces_json(const std::vector<int64_t>& ids,
+                           const std::optional<Tokenizer>& tokenizer);
+nlohmann::json piece_json(int64_t id, const std::optional<Tokenizer>& tokenizer);
+
+/// Whether a descriptor is a terminal: colour and progress go only there.
 bool is_terminal(int descriptor);
+
+/// "what 512 of 2048", kept up to date on a terminal's standard error once the work has taken two seconds.
+class Progress {
+ public:
+  explicit Progress(std::string what) : what_(std::move(what)) {}
+  ~Progress();  // removes the line
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  void show(int64_t done, int64_t total);
+
+ private:
+  std::string what_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  bool shown_ = false;
+};
+
+/// The processor's own name, for reports; "unknown CPU" where the system does not tell.
+std::string cpu_name();
 
 /// Prints one JSON object on standard output. Bytes that are not UTF-8 become U+FFFD.
 void print_json(const nlohmann::json& object);
 
 /// Writes text to standard output at once. A reader that is gone ends the program quietly.
+/// Throws: Error if it cannot be written for another reason, such as a full disk.
 void print_text(const std::string& text);
 
 /// Set by Ctrl-C once catch_interrupt() was called; a second Ctrl-C ends the program.

@@ -72,7 +72,7 @@ nlohmann::json to_json(const std::vector<int64_t>& prompt, const GenerateResult&
 
 void run_generate(GenerateFlags flags) {
   const auto loaded = load(flags.model);
-  const auto prompt = read_ids(flags.text, loaded);
+  const auto prompt = read_ids(flags.text, loaded.tokenizer);
   check(!prompt.empty(), "[generate] prompt: expected at least one token, got none");
   GenerateOptions options{.max_new_tokens = flags.max_new_tokens,
                           .sampling = flags.sampling.resolve(loaded.sampling),

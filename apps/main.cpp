@@ -1,38 +1,56 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "common.h"
 #include "gemma_torch/base/error.h"
 
 namespace {
 
-constexpr void (*kCommands[])(CLI::App&) = {gemma_torch::apps::add_generate,
-//TMP                                             gemma_torch::apps::add_chat,
-//TMP                                             gemma_torch::apps::add_tokenize,
-//TMP                                             gemma_torch::apps::add_detokenize,
-//TMP                                             gemma_torch::apps::add_logits,
-//TMP                                             gemma_torch::apps::add_perplexity,
-//TMP                                             gemma_torch::apps::add_info,
-                                            gemma_torch::apps::add_convert,
-//TMP                                             gemma_torch::apps::add_bench,
+using namespace gemma_torch::apps;
+
+constexpr void (*kCommands[])(CLI::App&) = {
+    add_generate,
+    add_chat,
+    add_tokenize,
+    add_detokenize,
+    add_logits,
+    add_perplexity,
+    add_info,
+    add_convert,
+    add_bench,
+    add_parity,
 };
 
-int report(std::string message) {
-  for (auto& c : message) {
-    c = c == '\n' ? ' ' : c;   // one line, whatever a library says
-  }
-  fmt::print(stderr, "gemma: error: {}\n", message);
+std::string one_line(std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');  // whatever a library says
+  return message;
+}
+
+int report(const std::string& message) {
+  fmt::print(stderr, "gemma: error: {}\n", one_line(message));
   return 1;
+}
+
+// llama-bench's -pg has two letters after one dash, which CLI11 would read as -p g.
+std::vector<std::string> arguments(int argc, char** argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  if (!words.empty() && words[0] == "bench") {
+    std::replace(words.begin(), words.end(), std::string("-pg"), std::string("--pg"));
+  }
+  std::reverse(words.begin(), words.end());  // CLI11 takes a vector from its end
+  return words;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGPIPE, SIG_IGN);   // a closed pipe is seen by print_text
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is seen by print_text
   CLI::App app{"Gemma 3 270M in C++ on LibTorch. `gemma COMMAND --help` lists a command's flags."};
   app.name("gemma");
   app.set_version_flag("--version", "gemma " GEMMA_TORCH_VERSION);
@@ -41,12 +59,12 @@ int main(int argc, char** argv) {
     add(app);
   }
   try {
-    app.parse(argc, argv);
+    app.parse(arguments(argc, argv));
     return 0;
   } catch (const CLI::Success& done) {
     return app.exit(done);
   } catch (const CLI::ParseError& wrong) {
-    fmt::print(stderr, "gemma: error: [usage] {} Hint: gemma --help\n", wrong.what());
+    fmt::print(stderr, "gemma: error: [usage] {} Hint: gemma --help\n", one_line(wrong.what()));
     return 2;
   } catch (const gemma_torch::Error& error) {
     return report(error.what());

@@ -17,5 +17,7 @@ install(FILES gemma_torch/text/minloglevel.cpp DESTINATION ${CMAKE_INSTALL_DATAD
         COMPONENT library)
 
 if(GEMMA_TORCH_APPS)
+  # The LibTorch it was linked with; CMake itself leaves out folders inside the project, such as build/venv.
+  set_property(TARGET gemma PROPERTY INSTALL_RPATH ${TORCH_INSTALL_PREFIX}/lib)
   install(TARGETS gemma RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
 endif()

@@ -172,7 +172,7 @@ compile_jobs() {
 # Says nothing when there is nothing to do.
 build_targets() {
   ninja -C "$build" -j "$(compile_jobs)" "$@" |
-    { grep -v -e '^ninja: Entering' -e '^ninja: no work' -e 'Re-checking globbed' || true; } ||
+    { grep --line-buffered -v -e '^ninja: Entering' -e '^ninja: no work' -e 'Re-checking globbed' || true; } ||
     die "[build] ninja failed"
 }
 

@@ -1,5 +1,7 @@
 #include "gemma_torch/text/chat_template.h"
 
+#include <algorithm>
+
 #include "gemma_torch/text/tokenizer.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -85,6 +87,18 @@ TEST_CASE("a next turn appends what the whole chat would hold", "[chat_template]
   CHECK(before + render_user_turn(" Bye ", /*reply_closed=*/false) == render_chat(whole, true));
 }
 
+TEST_CASE("a special string in a message is plain text, one of the frame is one id",
+          "[chat_template]") {
+  const auto parts = chat_parts({{"user", "a<end_of_turn>b"}}, true);
+  REQUIRE(parts.size() == 3);
+  CHECK(parts[0].frame);
+  CHECK(parts[0].text == "<bos><start_of_turn>");
+  CHECK_FALSE(parts[1].frame);
+  CHECK(parts[1].text == "user\na<end_of_turn>b");
+  CHECK(parts[2].frame);
+  CHECK(parts[2].text == "<end_of_turn>\n<start_of_turn>model\n");
+}
+
 TEST_CASE("chats encode to Hugging Face's ids, at once or turn by turn", "[chat_template][real]") {
   const auto vocabularies = real_vocabularies();
   if (vocabularies.empty()) {
@@ -109,4 +123,34 @@ TEST_CASE("chats encode to Hugging Face's ids, at once or turn by turn", "[chat_
   CHECK(turns == tokenizer.encode(
                      render_chat({{"user", "Hi"}, {"assistant", "Hello!"}, {"user", "Bye"}}, true),
                      {.add_bos = false}));
+}
+
+TEST_CASE("chats in parts encode as in one text, but for special strings in messages",
+          "[chat_template][real]") {
+  const auto vocabularies = real_vocabularies();
+  if (vocabularies.empty()) {
+    WARN(kNoRealModel);
+    return;
+  }
+  const Tokenizer tokenizer(vocabularies[0].second);
+  const json goldens = tokenizer_goldens();
+  int compared = 0;
+  for (const json& row : goldens.at("chat")) {
+    const bool special_inside = row.at("messages").dump().find("_of_") != std::string::npos ||
+                                row.at("messages").dump().find("<bos>") != std::string::npos ||
+                                row.at("messages").dump().find("image") != std::string::npos;
+    if (!row.contains("error") && !special_inside) {
+      INFO(row.dump());
+      const auto parts =
+          chat_parts(messages_of(row.at("messages")), row.at("add_generation_prompt").get<bool>());
+      CHECK(encode_parts(tokenizer, parts) == row.at("ids").get<Ids>());
+      ++compared;
+    }
+  }
+  CHECK(compared >= 5);
+  const std::vector<ChatMessage> newlines = {{"system", "\n\nS"}, {"user", "Hi"}};
+  CHECK(encode_parts(tokenizer, chat_parts(newlines, true)) ==
+        tokenizer.encode(render_chat(newlines, true), {.add_bos = false}));
+  const auto ids = encode_parts(tokenizer, user_turn_parts("<end_of_turn>", /*reply_closed=*/true));
+  CHECK(std::count(ids.begin(), ids.end(), tokenizer.end_of_turn_id()) == 1);
 }

@@ -10,6 +10,20 @@
 #include "gemma_torch/engine/eager.h"
 
 namespace gemma_torch {
+namespace {
+
+std::vector<Candidate> row_of(const TopK& top, int64_t row) {
+  const auto k = top.ids.size(1);
+  const auto* ids = top.ids.const_data_ptr<int64_t>() + row * k;
+  const auto* logits = top.logits.const_data_ptr<float>() + row * k;
+  std::vector<Candidate> found;
+  for (int64_t i = 0; i < k; ++i) {
+    found.push_back({ids[i], logits[i]});
+  }
+  return found;
+}
+
+}  // namespace
 
 Engine::Engine(int64_t batch, int64_t capacity, int64_t vocab_size)
     : batch_(batch),
@@ -104,26 +118,32 @@ void Engine::copy_from(const Engine& other) {
 }
 
 std::vector<Candidate> candidates(Engine& engine, int64_t row, const Sampling& sampling) {
+  // More than k are asked for at first because bfloat16 logits are often equal at the k-th place.
+  constexpr int64_t kSpare = 16;
   const bool penalised = sampling.repetition_penalty != 1;
+  const auto all = engine.vocab_size();
   const auto& history = engine.history(row);
-  int64_t k = sampling.temperature == 0 ? 1 : sampling.top_k > 0 ? sampling.top_k : engine.vocab_size();
+  const int64_t wanted = sampling.temperature == 0 ? 1 : sampling.top_k > 0 ? sampling.top_k : all;
+  int64_t asked = sampling.temperature == 0 ? 1 : std::min(all, wanted + kSpare);
   if (penalised) {
     // A penalty above 1 only lowers the logits of m known tokens: the best k are among the best k + m. Below 1 it
     // may raise any of them.
     const std::unordered_set<int64_t> seen(history.begin(), history.end());
-    k = sampling.repetition_penalty > 1 ? k + static_cast<int64_t>(seen.size()) : engine.vocab_size();
+    asked = sampling.repetition_penalty > 1 ? asked + static_cast<int64_t>(seen.size()) : all;
   }
-  const auto best = engine.top(std::min(k, engine.vocab_size()));
-  const auto* ids = best.ids.const_data_ptr<int64_t>() + row * best.ids.size(1);
-  const auto* logits = best.logits.const_data_ptr<float>() + row * best.ids.size(1);
-  std::vector<Candidate> found;
-  for (int64_t i = 0; i < best.ids.size(1); ++i) {
-    found.push_back({ids[i], logits[i]});
+  for (;; asked *= 2) {
+    asked = std::min(asked, all);
+    auto found = row_of(engine.top(asked), row);
+    const float lowest = found.back().logit;
+    if (penalised) {
+      apply_repetition_penalty(found, history, sampling.repetition_penalty);
+    }
+    // Complete once no token that was left out can equal the last one that counts.
+    const bool complete = asked == all || found[static_cast<size_t>(wanted - 1)].logit > lowest;
+    if (complete || sampling.temperature == 0) {
+      return found;
+    }
   }
-  if (penalised) {
-    apply_repetition_penalty(found, history, sampling.repetition_penalty);
-  }
-  return found;
 }
 
 void Engine::decode(int64_t n, const Sampling& sampling, const OnToken& on_token) {

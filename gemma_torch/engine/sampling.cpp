@@ -70,8 +70,11 @@ std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampl
   if (s.temperature == 0) {
     return {1.0};
   }
-  const size_t k = s.top_k > 0 ? static_cast<size_t>(s.top_k) : candidates.size();
-  auto shares = softmax(candidates, std::min(k, candidates.size()), s.temperature);
+  size_t k = s.top_k > 0 ? std::min(static_cast<size_t>(s.top_k), candidates.size()) : candidates.size();
+  while (k < candidates.size() && candidates[k].logit == candidates[k - 1].logit) {
+    ++k;   // equals of the k-th stay
+  }
+  auto shares = softmax(candidates, k, s.temperature);
   if (s.top_p < 1) {
     size_t count = 0;
     for (double before = 0; count < shares.size() && (count == 0 || before < s.top_p); ++count) {

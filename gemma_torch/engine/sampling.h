@@ -33,7 +33,7 @@ void apply_repetition_penalty(std::vector<Candidate>& candidates,
                               double penalty);
 
 /// What temperature, top-k, top-p and min-p leave of candidates that are sorted best first: their probabilities,
-/// for the first so many of them. A tie at the k-th place keeps k, the lower ids.
+/// for the first so many of them. Equals of the k-th most likely stay, as in transformers.
 std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampling& sampling);
 
 /// A token drawn with the probabilities that filter() leaves.

@@ -8,8 +8,9 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <filesystem>
-#include <set>
+#include <limits>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gemma_torch/base/atomic_file.h"
@@ -23,8 +24,9 @@ using nlohmann::json;
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
 
 constexpr uint64_t kMaxHeader = 100'000'000;  // bytes; the limit of the reference implementation
-constexpr size_t kMaxRank = 64;               // c10's own limit for views
-constexpr int kHeaderDepth = 3;               // {name: {shape: [..]}}
+constexpr uint64_t kLargest = std::numeric_limits<int64_t>::max();
+constexpr size_t kMaxRank = 64;  // c10's own limit for views
+constexpr int kHeaderDepth = 3;  // {name: {shape: [..]}}
 constexpr auto kMetadataKey = "__metadata__";
 
 struct DtypeName {
@@ -68,7 +70,6 @@ std::string place(const std::string& name, const std::string& file) {
 }
 
 uint64_t natural(const json& value, const char* what, const std::string& where) {
-  constexpr uint64_t kLargest = std::numeric_limits<int64_t>::max();
   check(value.is_number_unsigned() && value.get<uint64_t>() <= kLargest,
         "[load_safetensors] {}: expected a number from 0 to 2^63 - 1 in {}, got {}",
         where,
@@ -106,15 +107,19 @@ Entry parse_entry(const std::string& name, const json& value, const std::string&
         where,
         kMaxRank,
         shape.size());
-  uint64_t bytes = c10::elementSize(entry.dtype);
+  uint64_t most =
+      c10::elementSize(entry.dtype);  // bytes with sizes of 0 taken as 1: strides must fit too
+  bool empty = false;
   for (const auto& size : shape) {
     const uint64_t n = natural(size, "shape", where);
     entry.shape.push_back(static_cast<int64_t>(n));
-    check(!__builtin_mul_overflow(bytes, n, &bytes),
-          "[load_safetensors] {}: shape {} has more than 2^64 bytes",
+    empty = empty || n == 0;
+    check(!__builtin_mul_overflow(most, std::max<uint64_t>(n, 1), &most) && most <= kLargest,
+          "[load_safetensors] {}: shape {} has more than 2^63 bytes",
           where,
           shape_str(entry.shape));
   }
+  const uint64_t bytes = empty ? 0 : most;
   const auto& offsets = array_field(value, "data_offsets", where);
   check(offsets.size() == 2, "[load_safetensors] {}: expected two data_offsets", where);
   entry.begin = natural(offsets[0], "data_offsets", where);

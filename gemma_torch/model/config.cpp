@@ -97,26 +97,29 @@ class Fields {
   std::set<std::string> used_;
 };
 
-c10::ScalarType read_dtype(const json& root, const json& text) {
+// "dtype" or "torch_dtype" of an object; nothing where it has neither.
+std::optional<std::string> stated_dtype(const json& object) {
   std::optional<std::string> name;
-  for (const json* object : {&text, &root}) {
-    for (const char* key : {"dtype", "torch_dtype"}) {
-      const auto at = object->find(key);
-      if (at == object->end() || at->is_null()) {
-        continue;
-      }
-      if (!at->is_string() || (*at != "float32" && *at != "bfloat16" && *at != "float16")) {
-        bad(key, "float32, bfloat16 or float16", *at);
-      }
-      check(object == &root || !name || *name == at->get<std::string>(),
-            "[config] torch_dtype: disagrees with dtype ({} and {})",
-            at->get<std::string>(),
-            name.value_or(""));
-      name = name.value_or(at->get<std::string>());
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    const auto at = object.find(key);
+    if (at == object.end() || at->is_null()) {
+      continue;
     }
+    if (*at != "float32" && *at != "bfloat16" && *at != "float16") {
+      bad(key, "float32, bfloat16 or float16", *at);
+    }
+    const auto value = at->get<std::string>();
+    check(!name || *name == value, "[config] torch_dtype: {} disagrees with dtype {}", value, name.value_or(""));
+    name = value;
   }
+  return name;
+}
+
+c10::ScalarType read_dtype(const json& root, const json& text) {
+  const auto own = stated_dtype(text);
   // float16 weights are computed in bfloat16: Gemma's activations overflow the range of float16.
-  return name == "float32" ? c10::ScalarType::Float : c10::ScalarType::BFloat16;
+  return (own ? own : stated_dtype(root)) == "float32" ? c10::ScalarType::Float
+                                                       : c10::ScalarType::BFloat16;
 }
 
 std::vector<LayerType> read_layer_types(Fields& fields, int64_t n_layers) {

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/text/tokenizer.h"
 
 namespace gemma_torch {
 namespace {
@@ -39,8 +40,28 @@ size_t trailing_space(std::string_view text) {
   return 0;
 }
 
-std::string turn(std::string_view role, std::string_view prefix, std::string_view content) {
-  return fmt::format("{}{}\n{}{}{}\n", kStart, role, prefix, strip(content), kEnd);
+// Frame stretches that meet become one, so that a newline and what follows it are encoded together.
+void add_frame(std::vector<ChatPart>& parts, std::string_view text) {
+  if (parts.empty() || !parts.back().frame) {
+    parts.push_back({"", /*frame=*/true});
+  }
+  parts.back().text += text;
+}
+
+// The role's own line goes with the content: newlines at the begin of a system text join its own.
+void add_turn(std::vector<ChatPart>& parts, std::string_view role, std::string_view content) {
+  add_frame(parts, kStart);
+  parts.push_back({fmt::format("{}\n{}", role, content), /*frame=*/false});
+  add_frame(parts, kEnd);
+  add_frame(parts, "\n");
+}
+
+std::string joined(const std::vector<ChatPart>& parts) {
+  std::string text;
+  for (const ChatPart& part : parts) {
+    text += part.text;
+  }
+  return text;
 }
 
 void check_role(const ChatMessage& message, size_t index, bool user_expected) {
@@ -68,24 +89,50 @@ std::string_view strip(std::string_view text) {
   return text;
 }
 
-std::string render_chat(const std::vector<ChatMessage>& messages, bool add_generation_prompt) {
+std::vector<ChatPart> chat_parts(const std::vector<ChatMessage>& messages,
+                                 bool add_generation_prompt) {
   check(!messages.empty(), "[chat] expected at least one message, got none");
   const size_t first = messages[0].role == "system" ? 1 : 0;
-  std::string text = "<bos>";
+  std::vector<ChatPart> parts;
+  add_frame(parts, "<bos>");
   for (size_t i = first; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
     check_role(message, i, /*user_expected=*/(i - first) % 2 == 0);
     const std::string prefix = i == 1 && first == 1 ? messages[0].content + "\n\n" : "";
-    text += turn(message.role == "assistant" ? "model" : message.role, prefix, message.content);
+    add_turn(parts,
+             message.role == "assistant" ? "model" : message.role,
+             prefix + std::string(strip(message.content)));
   }
   if (add_generation_prompt) {
-    text += kReplyPrompt;
+    add_frame(parts, kReplyPrompt);
   }
-  return text;
+  return parts;
+}
+
+std::vector<ChatPart> user_turn_parts(std::string_view content, bool reply_closed) {
+  std::vector<ChatPart> parts;
+  add_frame(parts, reply_closed ? "" : kEnd);
+  add_frame(parts, "\n");
+  add_turn(parts, "user", strip(content));
+  add_frame(parts, kReplyPrompt);
+  return parts;
+}
+
+std::string render_chat(const std::vector<ChatMessage>& messages, bool add_generation_prompt) {
+  return joined(chat_parts(messages, add_generation_prompt));
 }
 
 std::string render_user_turn(std::string_view content, bool reply_closed) {
-  return fmt::format("{}\n{}{}", reply_closed ? "" : kEnd, turn("user", "", content), kReplyPrompt);
+  return joined(user_turn_parts(content, reply_closed));
+}
+
+std::vector<int64_t> encode_parts(const Tokenizer& tokenizer, const std::vector<ChatPart>& parts) {
+  std::vector<int64_t> ids;
+  for (const ChatPart& part : parts) {
+    const auto more = tokenizer.encode(part.text, {.add_bos = false, .parse_special = part.frame});
+    ids.insert(ids.end(), more.begin(), more.end());
+  }
+  return ids;
 }
 
 }  // namespace gemma_torch

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace gemma_torch {
+
+class Tokenizer;
 
 struct ChatMessage {
   std::string role = {};     // "user", "assistant" (also "model"), "system"
@@ -28,5 +31,22 @@ std::string render_chat(const std::vector<ChatMessage>& messages, bool add_gener
 /// special string begins the text or a newline run does, and no piece joins either with what came
 /// before.
 std::string render_user_turn(std::string_view content, bool reply_closed);
+
+/// A stretch of a rendered chat: of the template's own (special strings, its newlines), or written by
+/// somebody.
+struct ChatPart {
+  std::string text = {};
+  bool frame = false;
+};
+
+/// What render_chat and render_user_turn give, in stretches. Throws: as render_chat.
+std::vector<ChatPart> chat_parts(const std::vector<ChatMessage>& messages,
+                                 bool add_generation_prompt);
+std::vector<ChatPart> user_turn_parts(std::string_view content, bool reply_closed);
+
+/// The ids of a rendered chat in which a special string in a message is plain text: nobody ends a
+/// turn by writing "<end_of_turn>". Where no message holds one, they are those of the rendered text.
+/// Throws: Error for text that is not UTF-8.
+std::vector<int64_t> encode_parts(const Tokenizer& tokenizer, const std::vector<ChatPart>& parts);
 
 }  // namespace gemma_torch

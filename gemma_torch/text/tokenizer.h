@@ -16,15 +16,14 @@ class SentencePieceProcessor;
 namespace gemma_torch {
 
 struct EncodeOptions {
-  bool add_bos = true;  // first id is bos_id(), for an empty text too
-  bool parse_special =
-      true;  // "<start_of_turn>" is one id; false reads special strings as plain text
+  bool add_bos = true;        // first id is bos_id(), for an empty text too
+  bool parse_special = true;  // "<start_of_turn>" is one id; false: special strings are plain text
 };
 
 /// Text to token ids and back, with the ids that Hugging Face's tokenizer gives on the same
 /// vocabulary. sentencepiece cuts plain text; special strings and literal U+2581 are found before
-/// it sees the text. Copies are cheap to make but not small: they share sentencepiece's model.
-/// const calls are thread-safe.
+/// it sees the text. A copy shares sentencepiece's model and has its own piece table. const calls
+/// are thread-safe.
 class Tokenizer {
  public:
   /// Throws: Error if check_vocabulary finds a fault, or sentencepiece one (a piece given twice).

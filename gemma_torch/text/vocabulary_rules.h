@@ -12,7 +12,7 @@ namespace gemma_torch {
 inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
 
 /// The pieces that steer the model. In text they count only where special strings are parsed, and
-/// decode(.., skip_special) leaves them out. The end of the list is that of the image tokens.
+/// decode(.., skip_special) leaves them out.
 inline constexpr std::array<std::string_view, 10> kSpecialPieces = {"<pad>",
                                                                     "<eos>",
                                                                     "<bos>",

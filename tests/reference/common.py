@@ -18,10 +18,13 @@ NOTEBOOK_SOURCE = (
 
 
 def provenance(**more):
-    """String values for a golden's metadata: the command and the versions that made it."""
-    command = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+    """String values for a golden's metadata: the command and the versions that made it.
+
+    Paths in the command are cut to their last part: the rest belongs to one machine.
+    """
+    words = [pathlib.Path(word).name if "/" in word else word for word in sys.argv]
     record = {
-        "command": "python tests/reference/" + shlex.join(command),
+        "command": "python tests/reference/" + shlex.join(words),
         "python": sys.version.split()[0],
         "torch": version("torch"),
         "transformers": version("transformers"),

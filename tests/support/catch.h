@@ -8,4 +8,10 @@ inline auto ContainsSubstring(const std::string& text) { return Contains(text); 
 #else
 #include <catch2/catch_all.hpp>
 using Catch::Approx;
+namespace Catch {  // where version 2 has them
+using Matchers::EndsWith;
+using Matchers::Equals;
+using Matchers::StartsWith;
+inline auto Contains(const std::string& text) { return Matchers::ContainsSubstring(text); }
+}  // namespace Catch
 #endif

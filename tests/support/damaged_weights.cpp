@@ -96,8 +96,11 @@ std::vector<Damaged> damaged_safetensors() {
       {"shape_fraction", one_tensor(R"("I8")", "[8.0]", "[0,8]"), "got 8.0"},
       {"shape_text", one_tensor(R"("I8")", R"(["8"])", "[0,8]"), "in shape"},
       {"shape_2_63", one_tensor(R"("I8")", "[9223372036854775808]", "[0,8]"), "2^63 - 1"},
-      {"shape_wraps", one_tensor(R"("F64")", "[4294967296,4294967296]", "[0,0]"), "2^64 bytes"},
-      {"shape_wraps_to_8", one_tensor(R"("F64")", "[2305843009213693953]", "[0,8]"), "2^64 bytes"},
+      {"shape_wraps", one_tensor(R"("F64")", "[4294967296,4294967296]", "[0,0]"), "2^63 bytes"},
+      {"shape_wraps_to_8", one_tensor(R"("F64")", "[2305843009213693953]", "[0,8]"), "2^63 bytes"},
+      {"shape_empty_wraps",
+       one_tensor(R"("F64")", "[0,4294967296,4294967296]", "[0,0]"),
+       "2^63 bytes"},
       {"shape_rank",
        one_tensor(
            R"("I8")",

@@ -1,0 +1,151 @@
+#include "gemma_torch/inspect/parity.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "gemma_torch/base/error.h"
+
+namespace gemma_torch {
+namespace {
+
+// Elements compared at a time: logits of a long text are large, and the difference needs its own room.
+constexpr int64_t kPiece = int64_t{1} << 22;
+
+void measure(const at::Tensor& ours, const at::Tensor& theirs, SiteParity& result) {
+  const auto a = ours.reshape({-1});
+  const auto b = theirs.reshape({-1});
+  double sum = 0;
+  for (int64_t start = 0; start < b.numel(); start += kPiece) {
+    const auto length = std::min(kPiece, b.numel() - start);
+    const auto reference = b.narrow(/*dim=*/0, start, length).to(at::kFloat);
+    const auto mine = a.narrow(/*dim=*/0, start, length).to(at::kCPU, at::kFloat);
+    const auto difference = (mine - reference).abs();
+    const auto largest = difference.max().item<double>();
+    result.max_abs = std::isnan(largest) ? largest : std::max(largest, result.max_abs);
+    result.max_reference = std::max(result.max_reference, reference.abs().max().item<double>());
+    sum += difference.sum(at::kDouble).item<double>();
+    if (std::isnan(largest)) {
+      break;
+    }
+  }
+  result.mean_abs = sum / static_cast<double>(std::max<int64_t>(1, b.numel()));
+}
+
+// The probe that compares: remembers what it has seen.
+class Comparison {
+ public:
+  Comparison(const Gemma3Config& cfg,
+             const TensorMap& dump,
+             const std::function<void(const SiteParity&)>& on_site)
+      : cfg_(cfg), dump_(dump), on_site_(on_site) {}
+
+  void visit(const At& at, const at::Tensor& value) {
+    const auto name = site_name(at.site, at.layer);
+    const auto found = dump_.find(name);
+    if (found == dump_.end()) {
+      return;
+    }
+    auto theirs = found->second;
+    check(theirs.sizes() == value.sizes() && theirs.is_floating_point(),
+          "[parity] {}: expected {} as this model gives, the dump has {} {}",
+          name,
+          shape_str(value.sizes()),
+          c10::toString(theirs.scalar_type()),
+          shape_str(theirs.sizes()));
+    auto ours = value;
+    if (at.site == Site::kScores) {
+      const auto hidden = hidden_scores(at);  // (1, 1, T, T)
+      ours = ours.masked_fill(hidden, 0);
+      theirs = theirs.masked_fill(hidden.to(theirs.device()), 0);
+    }
+    SiteParity result{.site = name};
+    measure(ours, theirs, result);
+    const bool float32 = value.scalar_type() == at::kFloat && theirs.scalar_type() == at::kFloat;
+    result.tolerance =
+        parity_tolerance(at.site, float32 ? at::kFloat : at::kBFloat16, result.max_reference);
+    if (on_site_) {
+      on_site_(result);
+    }
+    results.push_back(std::move(result));
+  }
+
+  std::vector<SiteParity> results;
+
+ private:
+  at::Tensor hidden_scores(const At& at) const {
+    const bool full = cfg_.layer_types[static_cast<size_t>(at.layer)] == LayerType::kFullAttention;
+    return create_mask(at.positions, at.positions, {}, full ? 0 : cfg_.sliding_window);
+  }
+
+  const Gemma3Config& cfg_;
+  const TensorMap& dump_;
+  const std::function<void(const SiteParity&)>& on_site_;
+};
+
+at::Tensor dump_ids(const TensorMap& dump, int64_t vocab_size) {
+  const auto found = dump.find("ids");
+  check(found != dump.end(), "[parity] the dump has no ids. Hint: tests/reference/dump_parity.py");
+  const auto& ids = found->second;
+  check(ids.dim() == 2 && ids.size(0) == 1 && ids.size(1) >= 1 && ids.scalar_type() == at::kLong,
+        "[parity] ids: expected (1, T) int64, the dump has {} {}",
+        c10::toString(ids.scalar_type()),
+        shape_str(ids.sizes()));
+  const auto [low, high] = ids.aminmax();
+  check(low.item<int64_t>() >= 0 && high.item<int64_t>() < vocab_size,
+        "[parity] ids: expected 0 to {}, the dump has {} to {}",
+        vocab_size - 1,
+        low.item<int64_t>(),
+        high.item<int64_t>());
+  return ids;
+}
+
+// A dump of a deeper model, or a misspelt site, must not pass by being ignored.
+void check_names(const TensorMap& dump, int64_t n_layers) {
+  std::set<std::string> known = {"ids"};
+  for (size_t site = 0; site < kSiteNames.size(); ++site) {
+    const auto id = static_cast<Site>(site);
+    const bool whole = id == Site::kEmbed || id == Site::kFinalNorm || id == Site::kLogits;
+    for (int64_t layer = 0; layer < (whole ? 1 : n_layers); ++layer) {
+      known.insert(site_name(id, whole ? -1 : layer));
+    }
+  }
+  for (const auto& [name, tensor] : dump) {
+    check(known.contains(name),
+          "[parity] the dump holds {} {}, which is no site of this model of {} layers",
+          name,
+          shape_str(tensor.sizes()),
+          n_layers);
+  }
+  check(dump.size() >= 2, "[parity] the dump holds no site, only ids");
+}
+
+}  // namespace
+
+double parity_tolerance(Site site, c10::ScalarType dtype, double max_reference) {
+  if (dtype != c10::kFloat) {
+    return 0.1 * std::max(1.0, max_reference);
+  }
+  return site == Site::kLogits ? 2e-3 : 1e-4 * std::max(1.0, max_reference);
+}
+
+std::vector<SiteParity> compare_with_dump(Gemma3Model model,
+                                          const TensorMap& dump,
+                                          const std::function<void(const SiteParity&)>& on_site) {
+  const at::NoGradGuard no_grad;
+  const auto ids = dump_ids(dump, model->cfg.vocab_size);
+  check_names(dump, model->cfg.n_layers);
+  Comparison comparison(model->cfg, dump, on_site);
+  const Probe probe = [&](const At& at, const at::Tensor& value) {
+    comparison.visit(at, value);
+    return value;
+  };
+  model->forward(ids.to(model->tok_emb->weight.device()), /*cache=*/nullptr, probe);
+  return std::move(comparison.results);
+}
+
+}  // namespace gemma_torch
