@@ -144,7 +144,7 @@ inline std::string with_commas(int64_t number) {
 }
 
 /// As Python shows a string: in quotes, a line feed written \n.
-inline std::string quoted(std::string_view text) {
+inline std::string python_string(std::string_view text) {
   std::string out = "'";
   for (const char c : text) {
     out += c == '\n' ? std::string("\\n") : std::string(1, c);
@@ -281,7 +281,7 @@ inline void compare_text(const std::string& text, std::string_view printed, bool
       "after {} characters, the notebook goes on {}: near ties fall otherwise in bfloat16 sums of another "
       "order. The two notebooks part likewise, \"within language\" and \"within that data\"",
       same,
-      quoted(printed.substr(static_cast<size_t>(same), 24))));
+      python_string(printed.substr(static_cast<size_t>(same), 24))));
 }
 
 }  // namespace gemma_torch::notebook

@@ -81,12 +81,14 @@ void initialize_model(Marks& marks) {
   cell(21, "memory of parameters and gradients");
   // Four tables, cos and sin for both thetas, are buffers of the notebook's model. Ours computes their rows.
   const auto tables = 4 * cfg.context_length * cfg.head_dim;
-  for (const auto& [dtype, name, notebook] :
-       {std::tuple{at::kFloat, "float32 (PyTorch default)", "3.37 GB"}, {at::kBFloat16, "bfloat16", "1.69 GB"}}) {
-    const auto total = fmt::format("{:.2f} GB", gigabytes(numbers_of(*model) + tables, dtype));
-    fmt::print("{}: {:.2f} GB, with the notebook's RoPE tables {}\n", name, gigabytes(numbers_of(*model), dtype), total);
-    marks.equal(total == notebook, fmt::format("{} with the tables, which this model has none of", notebook));
-  }
+  const auto calc_model_memory_size = [&](const char* name, at::ScalarType dtype, std::string_view printed) {
+    const auto numbers = numbers_of(*model);
+    const auto total = fmt::format("{:.2f} GB", gigabytes(numbers + tables, dtype));
+    fmt::print("{}: {:.2f} GB, with the notebook's RoPE tables {}\n", name, gigabytes(numbers, dtype), total);
+    marks.equal(total == printed, fmt::format("{} with the tables, which this model does without", printed));
+  };
+  calc_model_memory_size("float32 (PyTorch default)", at::kFloat, "3.37 GB");
+  calc_model_memory_size("bfloat16", at::kBFloat16, "1.69 GB");
 }
 
 // 4. Load pretrained weights
@@ -121,7 +123,7 @@ std::vector<int64_t> load_tokenizer(const Pretrained& loaded, Marks& marks) {
   const auto prompt = render_chat({{"user", "Give me a short introduction to large language models."}},
                                   /*add_generation_prompt=*/true);
   const auto input_token_ids = loaded.tokenizer->encode(prompt, {.add_bos = false});   // the template has it
-  const auto text = quoted(loaded.tokenizer->decode(input_token_ids));
+  const auto text = python_string(loaded.tokenizer->decode(input_token_ids));
   fmt::print("{}\n", text);
   marks.equal(text == "'<bos><start_of_turn>user\\nGive me a short introduction to large language models."
                       "<end_of_turn>\\n<start_of_turn>model\\n'",
@@ -139,7 +141,7 @@ void generate_text_basic_stream(Gemma3Model& model,
   const at::NoGradGuard no_grad;
   for (int64_t i = 0; i < max_new_tokens; ++i) {
     const auto out = model->forward(token_ids).select(/*dim=*/1, /*index=*/-1);   // (1, V)
-    const auto next_token = at::argmax(out, /*dim=*/-1, /*keepdim=*/true);         // (1, 1)
+    const auto next_token = at::argmax(out, /*dim=*/-1, /*keepdim=*/true);   // (1, 1)
     const auto id = next_token.item<int64_t>();
     if (id == eos_token_id) {
       break;

@@ -20,6 +20,7 @@ Versions: requirements.txt.
 """
 
 import argparse
+import copy
 import json
 import pathlib
 import re
@@ -106,7 +107,20 @@ def gradients(model, ids):
     torch.testing.assert_close(loss, same)  # what a user of transformers would get
     model.zero_grad()
     loss.backward()
-    return loss, {f"grad.{name}": x.grad for name, x in model.named_parameters()}
+    grads = {f"grad.{name}": x.grad for name, x in model.named_parameters()}
+    refuse_ill_conditioned(model, ids, grads)
+    return loss, grads
+
+
+def refuse_ill_conditioned(model, ids, grads):
+    """A golden must not itself be near the tolerance (1e-5) that it is to hold others to."""
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    exact(ids, labels=ids, use_cache=False).loss.backward()
+    for name, x in exact.named_parameters():
+        off = (grads[f"grad.{name}"] - x.grad).abs().max() / x.grad.abs().max()
+        if off > 5e-6:
+            raise ValueError(f"[gradients] {name} is {off:.1e} off float64. Hint: another seed")
 
 
 def left_padded(model, ids):
@@ -151,7 +165,7 @@ def tiny_golden(config, seed):
 
 
 def make_tiny(out):
-    for name, config, seed in (("grouped", GROUPED, 146), ("scaled", SCALED, 95)):
+    for name, config, seed in (("grouped", GROUPED, 1), ("scaled", SCALED, 1)):
         golden, sites = tiny_golden(config, seed)
         metadata = provenance(reference="transformers", config=json.dumps(config), seed=seed)
         save_tensors(out / f"tiny_{name}.safetensors", golden, metadata)
