@@ -15,7 +15,7 @@ namespace gemma_torch::apps {
 namespace {
 
 struct ChatFlags {
-  ModelOptions model{.ctx = 4096};
+  ModelOptions model;
   SamplingFlags sampling;
   std::string system;
   int64_t max_new_tokens = 1024;
@@ -183,6 +183,7 @@ void add_chat(CLI::App& app) {
   auto* command =
       app.add_subcommand("chat", "talk: one line a message; Ctrl-C ends a reply, Ctrl-D the chat");
   auto flags = std::make_shared<ChatFlags>();
+  flags->model.ctx = 4096;
   add_model_flags(*command, flags->model);
   command->get_option("--ctx")->capture_default_str();
   command->add_option("--system", flags->system, "what the model is told before the first message");

@@ -21,6 +21,17 @@ endif()
 add_library(gemma_torch::libtorch INTERFACE IMPORTED)
 target_link_libraries(gemma_torch::libtorch INTERFACE ${TORCH_LIBRARIES})
 
+# ---- OpenMP: at::parallel_for is a header, which compiled without it runs everything on one thread and says nothing
+find_package(OpenMP QUIET COMPONENTS CXX)
+if(OpenMP_CXX_FOUND AND NOT APPLE)   # by flag, not by path: at run time it is the libgomp that LibTorch brings
+  target_compile_options(gemma_torch::libtorch INTERFACE ${OpenMP_CXX_FLAGS})
+  target_link_options(gemma_torch::libtorch INTERFACE ${OpenMP_CXX_FLAGS})
+elseif(OpenMP_CXX_FOUND)
+  target_link_libraries(gemma_torch::libtorch INTERFACE OpenMP::OpenMP_CXX)
+else()
+  message(WARNING "OpenMP not found for ${CMAKE_CXX_COMPILER}: loops of gemma_torch itself will use one thread.")
+endif()
+
 # ---- sentencepiece: most systems ship no CMake package for it
 find_path(SENTENCEPIECE_INCLUDE_DIR sentencepiece_processor.h)
 find_library(SENTENCEPIECE_LIBRARY sentencepiece)

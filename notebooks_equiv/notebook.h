@@ -22,15 +22,15 @@
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/model/gemma3.h"
 
-// What both notebook programs need and no notebook has: arguments, and marks that say which printed values are the
-// notebook's own.
+// What both notebook programs need and no notebook has: arguments, and marks that say which printed
+// values are the notebook's own.
 
 namespace gemma_torch::notebook {
 
-inline constexpr int kSkipped = 77;   // what CTest reads as "could not run here"
+inline constexpr int kSkipped = 77;  // what CTest reads as "could not run here"
 
 struct Arguments {
-  std::string folder;              // HF folder or .gguf
+  std::string folder;  // HF folder or .gguf
   int64_t max_new_tokens = 0;
 };
 
@@ -70,7 +70,9 @@ inline Arguments parse_arguments(const std::vector<std::string>& given, int64_t 
   return arguments;
 }
 
-inline void cell(int number, std::string_view what) { fmt::print("\n---- cell {}: {}\n", number, what); }
+inline void cell(int number, std::string_view what) {
+  fmt::print("\n---- cell {}: {}\n", number, what);
+}
 
 /// Compares what a program prints with what the notebook prints, and says so under each value.
 class Marks {
@@ -89,10 +91,11 @@ class Marks {
 
   /// Prints the sums. 1 if a value that must be equal is not.
   int finish() const {
-    fmt::print("\n---- compared with the notebook: {} equal, {} differ for the reason given, {} wrong\n",
-               equal_,
-               differ_,
-               wrong_);
+    fmt::print(
+        "\n---- compared with the notebook: {} equal, {} differ for the reason given, {} wrong\n",
+        equal_,
+        differ_,
+        wrong_);
     return wrong_ == 0 ? 0 : 1;
   }
 
@@ -100,11 +103,20 @@ class Marks {
   int equal_ = 0, differ_ = 0, wrong_ = 0;
 };
 
-/// Runs a notebook's cells and turns errors into one line and an exit code: 1, for bad arguments 2, without the
-/// default weights 77.
-inline int run(int argc, char** argv, int64_t max_new_tokens, void (*cells)(const Arguments&, Marks&)) {
+/// Runs a notebook's cells and turns errors into one line and an exit code: 1, for bad arguments 2,
+/// without the default weights 77.
+inline int run(int argc,
+               char** argv,
+               int64_t max_new_tokens,
+               void (*cells)(const Arguments&, Marks&)) {
   const std::vector<std::string> given(argv + 1, argv + argc);
   const auto name = std::filesystem::path(argv[0]).filename().string();
+  const auto usage =
+      fmt::format("{} [MODEL_FOLDER] [--max-new-tokens N = {}]", name, max_new_tokens);
+  if (given == std::vector<std::string>{"--help"}) {
+    fmt::print("{}\n", usage);
+    return 0;
+  }
   int failed = 2;
   try {
     auto arguments = parse_arguments(given, max_new_tokens);
@@ -112,16 +124,18 @@ inline int run(int argc, char** argv, int64_t max_new_tokens, void (*cells)(cons
     if (arguments.folder.empty()) {
       arguments.folder = default_folder();
       if (!std::filesystem::exists(arguments.folder)) {
-        fmt::print(stderr,
-                   "{}: skipped, no weights in {}. Hint: `bash cmake/run.sh` fetches them, or name a "
-                   "folder: {} gemma-3-270m-it\n",
-                   name,
-                   arguments.folder,
-                   name);
+        fmt::print(
+            stderr,
+            "{}: skipped, no weights in {}. Hint: `bash cmake/run.sh` fetches them, or name a "
+            "folder: {}\n",
+            name,
+            arguments.folder,
+            usage);
         return kSkipped;
       }
     }
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);   // a cell's lines appear when it is done, in a file too
+    // Lines appear when they are printed, in a file or a pipe too.
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     at::set_num_threads(usable_cores());
     Marks marks;
     cells(arguments, marks);
@@ -162,7 +176,7 @@ inline std::string class_name(const torch::nn::Module& module) {
   return name.ends_with("Impl") ? name.substr(0, name.size() - 4) : name;
 }
 
-/// The module and its children, one a line, indented by two; equal neighbours of a list are one entry.
+/// The module and its children, one a line, indented by two; equal neighbours of a list are one.
 inline std::string describe(const torch::nn::Module& module, const std::string& indent = "") {
   if (const auto* embedding = module.as<torch::nn::Embedding>()) {
     return fmt::format("Embedding({}, {})", embedding->weight.size(0), embedding->weight.size(1));
@@ -190,13 +204,11 @@ inline std::string describe(const torch::nn::Module& module, const std::string& 
   }
   auto out = class_name(module) + "(\n";
   for (const auto& entry : entries) {
-    out += entry.count == 1 ? fmt::format("{}({}): {}\n", inner, entry.first, entry.text)
-                            : fmt::format("{}({}-{}): {} x {}\n",
-                                          inner,
-                                          entry.first,
-                                          entry.last,
-                                          entry.count,
-                                          entry.text);
+    out +=
+        entry.count == 1
+            ? fmt::format("{}({}): {}\n", inner, entry.first, entry.text)
+            : fmt::format(
+                  "{}({}-{}): {} x {}\n", inner, entry.first, entry.last, entry.count, entry.text);
   }
   return out + indent + ")";
 }
@@ -230,55 +242,77 @@ inline constexpr std::string_view kArchitecture = R"(Gemma3Model(
 
 // ---- cell 21
 
-/// Gigabytes (2^30 bytes) of `numbers` in this dtype.
-inline double gigabytes(int64_t numbers, c10::ScalarType dtype) {
-  return static_cast<double>(numbers * static_cast<int64_t>(c10::elementSize(dtype))) / (1 << 30);
-}
-
-/// Numbers that training keeps: parameters, and a gradient for each that has one.
-inline int64_t numbers_of(const torch::nn::Module& model) {
-  int64_t total = 0;
+/// Prints the memory of parameters and gradients in two dtypes, in GB of 2^30 bytes.
+inline void calc_model_memory_size(const torch::nn::Module& model,
+                                   const Gemma3Config& cfg,
+                                   Marks& marks) {
+  int64_t numbers = 0;
   for (const auto& parameter : model.parameters()) {
-    total += parameter.numel() * (parameter.requires_grad() ? 2 : 1);
+    numbers += parameter.numel() * (parameter.requires_grad() ? 2 : 1);
   }
-  return total;
+  // The notebook's model also holds cos and sin of every position for both thetas. Ours computes
+  // the rows that a call needs.
+  const auto tables = 4 * cfg.context_length * cfg.head_dim;
+  const auto print = [&](const char* name, int64_t bytes, std::string_view printed) {
+    const auto gb = [&](int64_t count) {
+      return fmt::format("{:.2f} GB", static_cast<double>(count * bytes) / (1 << 30));
+    };
+    fmt::print(
+        "{}: {}, with the notebook's RoPE tables {}\n", name, gb(numbers), gb(numbers + tables));
+    marks.equal(gb(numbers + tables) == printed,
+                fmt::format("{} with the tables, which this model does without", printed));
+  };
+  print("float32 (PyTorch default)", 4, "3.37 GB");
+  print("bfloat16", 2, "1.69 GB");
 }
 
 // ---- the last cell
 
 inline void print_speed(int64_t tokens, double seconds, c10::Device device) {
-  fmt::print("\n{} tokens in {:.2f} s: {:.1f} tokens per second on {} with {} threads (the notebook prints no speed)\n",
-             tokens,
-             seconds,
-             static_cast<double>(tokens) / seconds,
-             device.str(),
-             at::get_num_threads());
+  fmt::print(
+      "\n{} tokens in {:.2f} s: {:.1f} tokens per second on {} with {} threads (the notebook "
+      "prints no speed)\n",
+      tokens,
+      seconds,
+      static_cast<double>(tokens) / seconds,
+      device.str(),
+      at::get_num_threads());
   if (device.is_cuda()) {
     const auto stats = at::accelerator::getDeviceStats(at::accelerator::getDeviceIndex());
     const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    fmt::print("GPU memory used: {:.2f} GB\n", static_cast<double>(stats.allocated_bytes[total].peak) / (1 << 30));
+    fmt::print("GPU memory used: {:.2f} GB\n",
+               static_cast<double>(stats.allocated_bytes[total].peak) / (1 << 30));
   } else {
-    fmt::print("Memory used: {:.2f} GB, at its most\n", static_cast<double>(peak_memory_bytes()) / (1 << 30));
+    fmt::print("Memory used: {:.2f} GB, at its most\n",
+               static_cast<double>(peak_memory_bytes()) / (1 << 30));
   }
 }
 
+inline constexpr std::string_view kBaseModel =
+    "the notebook runs the instruct model, this folder holds a base model. Hint: hf download "
+    "google/gemma-3-270m-it "
+    "--local-dir gemma-3-270m-it, then name that folder";
+
 /// Compares generated text with the notebook's, up to the shorter one's end.
-inline void compare_text(const std::string& text, std::string_view printed, bool instruct, Marks& marks) {
+inline void compare_text(const std::string& text,
+                         std::string_view printed,
+                         bool instruct,
+                         Marks& marks) {
   if (!instruct) {
-    marks.differs(
-        "the notebook runs the instruct model, these weights are a base model's. Hint: hf download "
-        "google/gemma-3-270m-it --local-dir gemma-3-270m-it, then name that folder");
+    marks.differs(kBaseModel);
     return;
   }
   const auto length = std::min(text.size(), printed.size());
-  const auto [here, there] = std::mismatch(text.begin(), text.begin() + static_cast<int64_t>(length), printed.begin());
+  const auto [here, there] =
+      std::mismatch(text.begin(), text.begin() + static_cast<int64_t>(length), printed.begin());
   const auto same = here - text.begin();
   if (static_cast<size_t>(same) == length) {
     marks.equal(true, fmt::format("{} of the notebook's {} characters", same, printed.size()));
     return;
   }
   marks.differs(fmt::format(
-      "after {} characters, the notebook goes on {}: near ties fall otherwise in bfloat16 sums of another "
+      "after {} characters, the notebook goes on {}: near ties fall otherwise in bfloat16 sums of "
+      "another "
       "order. The two notebooks part likewise, \"within language\" and \"within that data\"",
       same,
       python_string(printed.substr(static_cast<size_t>(same), 24))));

@@ -11,17 +11,17 @@
 
 #include "notebook.h"
 
-// Cell 19: logits of a model with random weights. They are the notebook's only if the weights are, and those depend
-// on the version of torch.
+// Cell 19: logits of a model with random weights. They are the notebook's only if the weights are,
+// and those depend on the version of torch.
 
 namespace gemma_torch::notebook {
 
 /// What Python shows of logits (1, 3, V): the first and last three columns of each row.
 using Shown = std::array<std::array<double, 6>, 3>;
 
-/// Most that two bfloat16 runs of the quick check may differ: 4 steps of bfloat16 just below 1. Sums of another
-/// order already part the two notebooks by 2 steps, and bfloat16 from float32 by 3, while the logits of unrelated
-/// weights lie 0.8 apart.
+/// Most that two bfloat16 runs of the quick check may differ: 4 steps of bfloat16 just below 1.
+/// Sums taken in another order part the two notebooks by 2 steps, and bfloat16 from float32 by 3;
+/// logits of unrelated weights lie about 0.8 apart.
 inline constexpr double kTolerance = 1.0 / 64;
 
 inline Shown shown_values(const at::Tensor& logits) {
@@ -64,23 +64,25 @@ inline double largest_difference(const Shown& a, const Shown& b) {
   return largest;
 }
 
-/// 256 values in bfloat16, by the low byte of a random number, put in place of each byte.
+/// Puts table[byte] in the place of each byte; 256 bfloat16 values.
 inline void look_up(const at::Tensor& bytes, const at::Tensor& table, at::Tensor& weight) {
   const auto* value = table.const_data_ptr<c10::BFloat16>();
   const auto* byte = bytes.const_data_ptr<uint8_t>();
-  std::transform(byte, byte + bytes.numel(), weight.mutable_data_ptr<c10::BFloat16>(), [&](uint8_t b) {
-    return value[b];
-  });
+  std::transform(
+      byte, byte + bytes.numel(), weight.mutable_data_ptr<c10::BFloat16>(), [&](uint8_t b) {
+        return value[b];
+      });
 }
 
-/// Fills the weights as manual_seed(seed) and the notebook's model did on the CPU up to torch 2.10, bit for bit: a
-/// bfloat16 uniform was 8 bits of a random number, a normal the Box-Muller transform of two of these, every step
-/// rounded to bfloat16. Later versions draw in float32 and round once (pytorch issue 166853). The random numbers
-/// themselves, one for each weight, are the same. The norms' weights are zeros in both.
+/// Fills the weights as manual_seed(seed) and the notebook's model did on the CPU up to torch 2.10:
+/// a uniform in bfloat16 was 8 bits of one random number, a normal the Box-Muller transform of two
+/// such uniforms, every step rounded to bfloat16. Later versions draw in float32 and round once
+/// (pytorch issue 166853). The random numbers themselves, one for each weight, are the same. The
+/// norms' weights are zeros in both.
 inline void draw_as_older_torch(Gemma3Model& model, uint64_t seed) {
   const at::NoGradGuard no_grad;
   at::manual_seed(seed);
-  const auto uniform = at::arange(256, at::kFloat) / 256;   // [0, 1), exact in bfloat16
+  const auto uniform = at::arange(256, at::kFloat) / 256;  // [0, 1), exact in bfloat16
   const auto bytes_like = [](const at::Tensor& weight) {
     return at::empty(weight.sizes(), at::kByte).random_(/*from=*/0, /*to=*/256);
   };
@@ -89,7 +91,7 @@ inline void draw_as_older_torch(Gemma3Model& model, uint64_t seed) {
   const auto bfloat16 = uniform.to(at::kBFloat16);
   const auto radius = (-2 * (1 - bfloat16).log()).sqrt().unsqueeze(/*dim=*/1);
   const auto theta = (2 * M_PI * bfloat16.to(at::kDouble)).to(at::kBFloat16);
-  const auto first = (radius * theta.cos()).contiguous();   // (256, 256)
+  const auto first = (radius * theta.cos()).contiguous();  // (256, 256)
   const auto second = (radius * theta.sin()).contiguous();
   const auto bytes = bytes_like(model->tok_emb->weight);
   const auto* byte = bytes.const_data_ptr<uint8_t>();
@@ -110,8 +112,8 @@ inline void draw_as_older_torch(Gemma3Model& model, uint64_t seed) {
   });
 }
 
-/// Shows the logits of ids 1, 2, 3 and compares them with the notebook's; if the weights are not the notebook's,
-/// with its weights too.
+/// Shows the logits of ids 1, 2, 3 and compares them with the notebook's. If they differ, the
+/// weights were drawn otherwise: it draws them as the notebook did and compares again.
 inline void quick_check(Gemma3Model& model, uint64_t seed, const Shown& printed, Marks& marks) {
   const auto input = at::tensor({1, 2, 3}, at::kLong).unsqueeze(/*dim=*/0);
   auto shown = shown_values(model->forward(input));

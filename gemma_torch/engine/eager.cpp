@@ -1,6 +1,5 @@
 #include "gemma_torch/engine/eager.h"
 
-#include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <c10/core/InferenceMode.h>
 
@@ -14,21 +13,6 @@ namespace {
 
 // Rows of logits formed at a time where all positions are scored: 64 of 262,144 floats are 64 MiB.
 constexpr int64_t kScoredRows = 64;
-
-class WithoutOneDnn {
- public:
-  explicit WithoutOneDnn(bool off) : before_(at::globalContext().userEnabledMkldnn()) {
-    at::globalContext().setUserEnabledMkldnn(before_ && !off);
-  }
-  ~WithoutOneDnn() { at::globalContext().setUserEnabledMkldnn(before_); }
-  WithoutOneDnn(const WithoutOneDnn&) = delete;
-  WithoutOneDnn& operator=(const WithoutOneDnn&) = delete;
-
- private:
-  bool before_;
-};
-
-bool is_one_row(const at::Tensor& x) { return x.device().is_cpu() && x.size(0) * x.size(1) == 1; }
 
 KvCacheOptions cache_options(const Gemma3Model& model, const EngineOptions& options) {
   const auto& weight = model->tok_emb->weight;
@@ -53,7 +37,6 @@ void EagerEngine::do_append(const at::Tensor& ids) {
   for (int64_t start = 0; start < ids.size(1); start += cache_.options().chunk) {
     const auto length = std::min(cache_.options().chunk, ids.size(1) - start);
     const auto part = ids.narrow(/*dim=*/1, start, length).to(cache_.options().device);
-    const WithoutOneDnn scope(is_one_row(part));
     parts.push_back(model_->hidden(part, &cache_, probe_));
   }
   hidden_ = parts.size() == 1 ? parts[0] : at::cat(parts, /*dim=*/1);
@@ -63,7 +46,6 @@ at::Tensor EagerEngine::logits(Rows rows) {
   check(hidden_.defined(), "[logits] expected an append since the last reset or rewind, got none");
   const c10::InferenceMode inference;
   const auto x = rows == Rows::kAll ? hidden_ : hidden_.narrow(/*dim=*/1, hidden_.size(1) - 1, 1);
-  const WithoutOneDnn scope(is_one_row(x));
   const auto end = cache_.position();
   const auto positions = probe_ ? at::arange(end - x.size(1), end) : at::Tensor();
   return tap(probe_, {Site::kLogits, -1, positions}, model_->out_head(x)).to(at::kFloat);

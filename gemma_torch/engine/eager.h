@@ -5,10 +5,6 @@
 namespace gemma_torch {
 
 /// Runs the modules as they are, kernel by kernel, on any device and dtype.
-///
-/// On the CPU, passes over a single token switch oneDNN off and on again: its unpacked one-row products run at half
-/// the memory's speed. The switch is one for the whole process, so two threads that run engines at the same time
-/// may see each other's setting (results differ by rounding only).
 class EagerEngine : public Engine {
  public:
   EagerEngine(Gemma3Model model, const EngineOptions& options);

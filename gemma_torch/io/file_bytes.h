@@ -19,6 +19,10 @@ struct FileBytes {
 /// Maps `path` privately. Throws: Error if it cannot be opened or mapped.
 FileBytes map_file(const std::string& path);
 
+/// Reads `path` into memory on large pages (base/memory.h), on at::get_num_threads() threads: for weights that are read
+/// again with every token. Throws: Error if it cannot be read.
+FileBytes read_to_large_pages(const std::string& path);
+
 /// Copies `bytes` to 64-byte aligned memory: for tests, fuzzers and files that arrive otherwise.
 FileBytes copy_bytes(std::string_view bytes, std::string name);
 

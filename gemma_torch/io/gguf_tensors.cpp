@@ -1,10 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <array>
 #include <limits>
 
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/io/gguf_cursor.h"
 
 namespace gemma_torch {
@@ -130,7 +130,7 @@ at::Tensor GgufFile::dequantize(const std::string& name, at::ScalarType dtype) c
         c10::toString(dtype));
   const GgufTensor& tensor = found->second;
   const auto& layout = *find_layout(static_cast<uint32_t>(tensor.type));
-  auto out = at::empty(tensor.shape, dtype);
+  auto out = zeros_on_large_pages(tensor.shape, dtype);
   void* const to = out.data_ptr();
   constexpr int64_t kTile = 4096;  // weights: 16 KiB of floats, which stay in the first cache
   const int64_t tile_blocks = kTile / layout.values;

@@ -12,6 +12,7 @@
 
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/io/safetensors.h"
 #include "gemma_torch/io/strict_json.h"
 
@@ -72,6 +73,12 @@ at::Tensor take(TensorMap& tensors, const std::string& name, const std::string& 
   return tensor;
 }
 
+at::Tensor widened(const at::Tensor& tensor, c10::ScalarType dtype) {
+  auto copy = zeros_on_large_pages(tensor.sizes(), dtype);
+  copy.copy_(tensor);
+  return copy;
+}
+
 void check_tied_head(TensorMap& tensors, const at::Tensor& embedding, const std::string& place) {
   const auto head = tensors.find("lm_head.weight");
   if (head != tensors.end()) {
@@ -127,7 +134,8 @@ Gemma3Model build_model(const Gemma3Config& cfg,
           shape_str(item.value().sizes()),
           shape_str(tensor.sizes()),
           place);
-    item.value().set_data(tensor.to(device, cfg.dtype));
+    const bool ready = tensor.device() == device && tensor.scalar_type() == cfg.dtype;
+    item.value().set_data(ready ? tensor : device.is_cpu() ? widened(tensor, cfg.dtype) : tensor.to(device, cfg.dtype));
   }
   check(tensors.empty(),
         "[load_weights] {}: not a tensor of this model ({}; {} such in all)",
@@ -157,7 +165,7 @@ TensorMap read_folder_weights(const std::string& folder) {
   check(fs::exists(single) || fs::exists(index),
         "[load_weights] {}: expected model.safetensors or model.safetensors.index.json, found neither",
         folder);
-  return fs::exists(single) ? load_safetensors(single) : load_sharded_safetensors(index);
+  return fs::exists(single) ? read_safetensors(read_to_large_pages(single)) : load_sharded_safetensors(index);
 }
 
 AtomicFolder::AtomicFolder(const std::string& path) : path_(path) {

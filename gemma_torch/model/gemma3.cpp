@@ -8,6 +8,7 @@
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/model/inference.h"
 
 namespace gemma_torch {
 
@@ -36,6 +37,9 @@ RMSNormImpl::RMSNormImpl(int64_t emb_dim, double epsilon, const torch::TensorOpt
 }
 
 torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
+  if (has_kernels(x) && x.scalar_type() == scale.scalar_type()) {
+    return rms_norm_kernel(x, scale, eps);
+  }
   // In float32, as Hugging Face does: squares of bfloat16 sums lose too much.
   const auto x_f = x.to(torch::kFloat32);
   const auto var = x_f.pow(2).mean(/*dim=*/-1, /*keepdim=*/true);

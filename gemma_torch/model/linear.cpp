@@ -7,6 +7,8 @@
 #include <cmath>
 #include <ostream>
 
+#include "gemma_torch/model/inference.h"
+
 namespace gemma_torch {
 
 LinearImpl::LinearImpl(int64_t in, int64_t out, const torch::TensorOptions& options, Init init)
@@ -17,7 +19,9 @@ LinearImpl::LinearImpl(int64_t in, int64_t out, const torch::TensorOptions& opti
   }
 }
 
-torch::Tensor LinearImpl::forward(const torch::Tensor& x) { return at::linear(x, weight); }
+torch::Tensor LinearImpl::forward(const torch::Tensor& x) {
+  return is_row_product(x, weight) ? row_product(x, weight) : at::linear(x, weight);
+}
 
 void LinearImpl::pretty_print(std::ostream& stream) const {
   stream << "Linear(in_features=" << in_features << ", out_features=" << out_features

@@ -4,6 +4,7 @@
 
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/io/gguf_dequantize.h"
 #include "support/damaged.h"
 #include "support/gguf_writer.h"
 
@@ -21,6 +22,20 @@ void write(const std::filesystem::path& folder,
   }
 }
 
+/// One block of every tensor type.
+void write_block_types(const std::filesystem::path& folder) {
+  for (uint32_t type = 0; type <= 30; ++type) {
+    if (const auto* layout = gemma_torch::find_layout(type)) {
+      GgufWriter file;
+      file.tensor("w",
+                  {static_cast<uint64_t>(layout->values)},
+                  type,
+                  std::string(static_cast<size_t>(layout->bytes), '\x35'));
+      gemma_torch::write_file(folder / layout->name, file.bytes());
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -28,10 +43,15 @@ int main(int argc, char** argv) {
     gemma_torch::check(argc == 2, "usage: write_damaged FOLDER");
     const std::filesystem::path folder = argv[1];
     write(folder / "safetensors", good_safetensors(), damaged_safetensors());
-    GgufWriter small;
-    small.strings("words", {"a", "b"});
-    small.floats("w", {8, 2});
+    const auto whole = tiny_gemma_gguf();
+    GgufWriter small;  // all the metadata, few of the tensors
+    small.values = whole.values;
+    small.value_count = whole.value_count;
+    small.floats("token_embd.weight", {32, 4});
+    small.floats("output_norm.weight", {32});
+    write(folder / "gguf", small.bytes(), damaged_gguf_models());
     write(folder / "gguf", small.bytes(), damaged_gguf());
+    write_block_types(folder / "gguf");
     write(folder / "config_json", good_config(), damaged_configs());
     write(folder / "tokenizer", good_tokenizer_json(), damaged_tokenizer_jsons());
     write(folder / "tokenizer", good_tokenizer_model(), damaged_tokenizer_models());

@@ -1,0 +1,33 @@
+#include "gemma_torch/base/memory.h"
+
+#include <ATen/ops/from_blob.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+
+#include "gemma_torch/base/error.h"
+
+namespace gemma_torch {
+
+std::shared_ptr<std::byte> large_pages(size_t bytes) {
+  constexpr size_t kPage = size_t{2} << 20;
+  const size_t reserved = bytes + kPage;   // room to begin at a multiple of the page size
+  void* address = ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  check(address != MAP_FAILED, "[memory] {} bytes: {}", bytes, std::strerror(errno));
+  const auto start = (reinterpret_cast<uintptr_t>(address) + kPage - 1) / kPage * kPage;
+#ifdef MADV_HUGEPAGE   // Linux; elsewhere pages are what they are
+  ::madvise(reinterpret_cast<void*>(start), bytes, MADV_HUGEPAGE);
+#endif
+  return {reinterpret_cast<std::byte*>(start), [address, reserved](std::byte*) { ::munmap(address, reserved); }};
+}
+
+at::Tensor zeros_on_large_pages(c10::IntArrayRef sizes, c10::ScalarType dtype) {
+  const auto bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
+  auto owner = large_pages(bytes);
+  auto* data = owner.get();
+  return at::from_blob(data, sizes, [owner = std::move(owner)](void*) {}, at::TensorOptions(dtype));
+}
+
+}  // namespace gemma_torch

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+
+namespace gemma_torch::kernels {
+
+/// A bfloat16 number: the upper half of a float32.
+struct Bf16 {
+  uint16_t bits;
+};
+
+enum class Isa { kGeneric, kAvx2, kAvx512 };
+
+/// Kernels over rows of numbers, for one instruction set. Sums are in float32 whatever the numbers are. None
+/// allocates, none starts threads: callers share rows out among theirs.
+struct RowKernels {
+  Isa isa;
+  /// y[r] = sum over j of w[r, j] x[j], w (rows, columns) row-major.
+  void (*gemv_f32)(const float* w, const float* x, float* y, int64_t rows, int64_t columns);
+  void (*gemv_bf16)(const Bf16* w, const float* x, Bf16* y, int64_t rows, int64_t columns);
+  /// y[r, j] = x[r, j] / sqrt(mean over j of x[r, j]^2 + eps) * (1 + scale[j]).
+  void (*rms_norm_f32)(const float* x, const float* scale, float* y, int64_t rows, int64_t columns, double eps);
+  void (*rms_norm_bf16)(const Bf16* x, const Bf16* scale, Bf16* y, int64_t rows, int64_t columns, double eps);
+  /// y[j] = x[j], exactly.
+  void (*widen_bf16)(const Bf16* x, float* y, int64_t count);
+};
+
+/// Those of the widest instruction set that this CPU has.
+const RowKernels& row_kernels();
+
+/// Those of one instruction set. The caller sees to it that the CPU has it.
+const RowKernels& row_kernels(Isa isa);
+bool has_isa(Isa isa);
+const char* isa_name(Isa isa);
+
+}  // namespace gemma_torch::kernels
