@@ -24,7 +24,7 @@ ROOMS = {
     "generate": {"base", "engine"},
     "adapt": BELOW_IO | {"io", "engine", "generate"},
     "inspect": BELOW_IO | {"io", "engine", "generate"},
-    "pretrained": BELOW_PRETRAINED,
+    "pretrained": BELOW_PRETRAINED | {"engine"},  # Sampling, whose defaults a model folder holds
     "apps": BELOW_APPS,
     "notebooks_equiv": BELOW_APPS,
 }
@@ -102,7 +102,7 @@ BAD = [
     ("gemma_torch/engine/eager.cpp", "<torch/csrc/jit/frontend/tracer.h>"),
     ("gemma_torch/generate/generate.cpp", '"gemma_torch/pretrained.h"'),
     ("gemma_torch/adapt/lora.cpp", '"gemma_torch/inspect/capture.h"'),
-    ("gemma_torch/pretrained.cpp", '"gemma_torch/engine/engine.h"'),
+    ("gemma_torch/pretrained.cpp", '"gemma_torch/generate/generate.h"'),
     ("gemma_torch/attic/old.h", '"gemma_torch/base/error.h"'),
     ("apps/main.cpp", "<ATen/cuda/CUDAGraph.h>"),
 ]

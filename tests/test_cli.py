@@ -22,15 +22,15 @@ import unittest
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 GEMMA = ""
 MODELS = pathlib.Path()
-# Of small_vocabulary() in support/vocabularies.h: "<bos> <start_of_turn> a b c", and what "abc" encodes to.
-BOS, START_OF_TURN, A, B, ABC = 2, 4, 269, 270, 279
+# Of small_vocabulary() in support/vocabularies.h.
+BOS, START_OF_TURN, A, ABC = 2, 4, 269, 279
 PROMPT_IDS = "2,269,270,271,272,10,11"
 GENERATE_FIELDS = """prompt_ids ids text finish_reason seed time_to_first_token_ms
     prefill_tokens_per_second decode_tokens_per_second peak_memory_bytes engine device dtype quant"""
 # Of llama-bench's records, those that say something about this program.
-BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends model_filename model_type
-    model_size model_n_params n_batch n_ubatch n_threads type_k type_v n_prompt n_gen n_depth test_time
-    avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts
+BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends model_filename
+    model_type model_size model_n_params n_batch n_ubatch n_threads type_k type_v n_prompt n_gen
+    n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts
     engine dtype device bytes_per_token achieved_gb_s roofline_gb_s time_to_first_token_ms"""
 
 
@@ -40,7 +40,8 @@ def gemma(*arguments, text="", code=0):
         [GEMMA, *map(str, arguments)], input=text, capture_output=True, text=True, timeout=300
     )
     if done.returncode != code:
-        raise AssertionError(f"{arguments}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        shown = f"{arguments}: exit code {done.returncode}"
+        raise AssertionError(f"{shown}\n{done.stdout}{done.stderr}")
     return done
 
 
@@ -89,7 +90,8 @@ class Usage(CliTest):
         self.assertIn("--nonsense", error("generate", "--nonsense", code=2))
         self.assertIn("[usage]", error("generate", "-n", "many", code=2))
         self.assertIn("[usage]", error("frobnicate", code=2))
-        for command in "chat tokenize detokenize logits perplexity info convert bench parity".split():
+        commands = "chat tokenize detokenize logits perplexity info convert bench parity"
+        for command in commands.split():
             self.assertIn("[usage]", error(command, "--nonsense", code=2))
 
     def test_a_missing_model_is_named(self):
@@ -220,9 +222,8 @@ class Chat(CliTest):
 
     def test_ctrl_c_ends_the_reply_and_not_the_chat(self):
         command = [GEMMA, "chat", *map(str, model("text")), "-n", "200000", "--ctx", "200064"]
-        run = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        run = subprocess.Popen(command, text=True, **pipes)
         run.stdin.write("a\n")
         run.stdin.flush()
         run.stdout.read(1)  # the reply has begun
@@ -306,17 +307,19 @@ class Perplexity(CliTest):
         self.assertAlmostEqual(value["nll"], mean, places=6)
 
     def test_a_whole_text_agrees_with_logits(self):
-        value = one_object("perplexity", *model("ids"), "--ids", "2,30,40", "-c", 0, "--per-token")
+        run = ("perplexity", *model("ids"), "-c", 0, "--ids")
+        value = one_object(*run, "2,30,40", "--per-token")
         self.assertEqual(value["tokens"], 2)
         top = one_object("logits", *model("ids"), "--ids", "2,30", "--top", 300)["top"]
         expected = next(row["logprob"] for row in top if row["id"] == 40)
         self.assertAlmostEqual(value["per_token"][1]["logprob"], expected, places=5)
-        self.assertIsNone(one_object("perplexity", *model("ids"), "--ids", "2,3", "-c", 0)["per_token"])
+        self.assertIsNone(one_object(*run, "2,3")["per_token"])
 
     def test_text_begins_with_bos(self):
-        value = one_object("perplexity", *model("text"), "-p", "ab", "-c", 0, "--per-token")
+        run = ("perplexity", *model("text"), "-c", 0, "-p")
+        value = one_object(*run, "ab", "--per-token")
         self.assertEqual([row["piece"] for row in value["per_token"]], ["ab"])
-        self.assertRegex(gemma("perplexity", *model("text"), "-p", "abcd", "-c", 0).stdout, "^perpl")
+        self.assertRegex(gemma(*run, "abcd").stdout, r"^perplexity \d")
 
     def test_too_short(self):
         self.assertIn(
@@ -331,8 +334,7 @@ class Info(CliTest):
             value,
             "model instruct stop_ids sampling config parameters memory machine engines",
         )
-        # (vocab 101 + 4 layers of (40 heads and groups x 8 + out 32) + feed-forward 3 x 24) x emb 16
-        # + norms: 4 x (4 x 16 + 2 x 8) + 16, and once more the head
+        # A layer: q 32, k 8, v 8, out 32 and three times 24, each by emb 16; norms 4 x 16 and 2 x 8.
         layers = 4 * (16 * (32 + 8 + 8 + 32 + 3 * 24) + 4 * 16 + 2 * 8)
         unique = 101 * 16 + layers + 16
         self.assertEqual(
@@ -403,9 +405,8 @@ class Bench(CliTest):
             self.assertEqual(len(record["samples_ns"]), 2)
             self.assertEqual(record["n_threads"], 1)
             tokens = record["n_prompt"] + record["n_gen"]
-            self.assertAlmostEqual(
-                record["samples_ts"][0], tokens * 1e9 / record["samples_ns"][0], delta=0.01 * record["avg_ts"]
-            )
+            rate = tokens * 1e9 / record["samples_ns"][0]
+            self.assertAlmostEqual(record["samples_ts"][0], rate, delta=0.01 * rate)
             self.assertGreater(record["roofline_gb_s"], 0)
             self.assertGreater(record["time_to_first_token_ms"], 0)
             self.assertEqual(record["bytes_per_token"] is None, record["n_prompt"] > 0)
@@ -413,7 +414,7 @@ class Bench(CliTest):
     def test_bytes_per_token(self):
         (record,) = self.bench("-p", 0, "-n", 2, "-d", 20, "--json")
         info = one_object("info", *model("ids"))
-        # every parameter once (the head is the embedding); a sliding layer sees 8 tokens, a full one 21
+        # every parameter once, the head being the embedding; layers see 8 and 21 tokens
         seen = 2 * 8 * 4 * (8 + 21)
         self.assertEqual(record["bytes_per_token"], 4 * info["parameters"]["unique"] + seen)
         self.assertAlmostEqual(
@@ -424,7 +425,8 @@ class Bench(CliTest):
         run = ("bench", *model("ids"), "-r", 1, "-p", "2*", "-n", 0)
         self.assertIn("[bench] -p", error(*run))
         run = ("bench", *model("ids"), "-r", 1, "-p", "2-8*2", "-n", 0, "-o")
-        self.assertEqual([json.loads(line)["n_prompt"] for line in gemma(*run, "jsonl").stdout.splitlines()], [2, 4, 8])
+        lines = gemma(*run, "jsonl").stdout.splitlines()
+        self.assertEqual([json.loads(line)["n_prompt"] for line in lines], [2, 4, 8])
         rows = list(csv.DictReader(io.StringIO(gemma(*run, "csv").stdout)))
         self.assertEqual([row["n_prompt"] for row in rows], ["2", "4", "8"])
         self.assertEqual(len(gemma(*run, "md").stdout.splitlines()), 2 + 3)
