@@ -73,8 +73,8 @@ std::vector<int64_t> some_ids(int64_t count, int64_t vocab_size) {
   return ids;
 }
 
-// Reads n_prompt tokens, then makes n_gen. A token made is one pass and one choice, as in llama-bench: the
-// first one follows a token of its own, and so costs a pass too.
+// Reads n_prompt tokens, then makes n_gen. A token made is one pass and one choice, as in
+// llama-bench: the first one follows a token of its own, and so costs a pass too.
 Sample run_once(Engine& engine, const BenchTest& test, c10::Device device) {
   synchronize(device);
   Sample sample;
@@ -120,8 +120,8 @@ std::vector<Sample> run_test(const BenchTest& test, const Setting& setting) {
   return samples;
 }
 
-// Bytes one token must read: every weight of the layers and the head once (of the embedding one row), and the
-// keys and values it sees, at the middle of the generation.
+// Bytes one token must read: every weight of the layers and the head once (of the embedding one
+// row), and the keys and values it sees, at the middle of the generation.
 int64_t bytes_per_token(const BenchTest& test, const Pretrained& loaded, c10::ScalarType kv_dtype) {
   auto model = loaded.model;
   int64_t bytes = 0;

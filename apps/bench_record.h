@@ -16,7 +16,8 @@ struct BenchTest {
 /// "pp512", "tg128 @ d2048", "pp512+tg128".
 std::string test_name(const BenchTest& test);
 
-/// "512", "1,2,4", "128-512+128" or "1-64*2", as llama-bench reads them. Throws: Error naming the flag.
+/// "512", "1,2,4", "128-512+128" or "1-64*2", as llama-bench reads them.
+/// Throws: Error naming the flag.
 std::vector<int64_t> parse_range(const std::string& flag, const std::string& text);
 
 /// "512,128" as a prompt and the tokens generated after it. Throws: Error.

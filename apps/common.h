@@ -37,8 +37,8 @@ void add_model_flag(CLI::App& command, std::string& model);
 void add_model_flags(CLI::App& command, ModelOptions& options);
 void add_text_flags(CLI::App& command, TextOptions& options);
 
-/// The folder of the default model: gemma-3-270m in $GEMMA_TORCH_CACHE, $XDG_CACHE_HOME/gemma_torch or
-/// ~/.cache/gemma_torch. `given` if that is not empty.
+/// The folder of the default model: gemma-3-270m in $GEMMA_TORCH_CACHE,
+/// $XDG_CACHE_HOME/gemma_torch or ~/.cache/gemma_torch. `given` if that is not empty.
 std::string model_path(const std::string& given);
 
 /// Sets threads, then loads on the device and in the dtype asked for.
@@ -69,7 +69,8 @@ nlohmann::json piece_json(int64_t id, const std::optional<Tokenizer>& tokenizer)
 /// Whether a descriptor is a terminal: colour and progress go only there.
 bool is_terminal(int descriptor);
 
-/// "what 512 of 2048", kept up to date on a terminal's standard error once the work has taken two seconds.
+/// "what 512 of 2048", kept up to date on a terminal's standard error once the work has taken two
+/// seconds.
 class Progress {
  public:
   explicit Progress(std::string what) : what_(std::move(what)) {}

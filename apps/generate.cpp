@@ -32,6 +32,16 @@ struct Printer {
   bool show;
   std::string text = {};
 
+  void push(int64_t id) { add(stops.push(decoder.push(id))); }
+
+  // The ids have ended: what was held back is certain now.
+  void flush() {
+    if (!stops.stopped()) {
+      add(stops.push(decoder.flush()));
+      add(stops.flush());
+    }
+  }
+
   void add(const std::string& safe) {
     text += safe;
     if (show) {
@@ -40,12 +50,16 @@ struct Printer {
   }
 };
 
-void report(const GenerateResult& result, const Generation& row, const std::string& finish, uint64_t seed) {
+void report(const GenerateResult& result,
+            const Generation& row,
+            const std::string& finish,
+            uint64_t seed) {
   const auto rate = [](int64_t count, double seconds) {
     return seconds > 0 ? static_cast<double>(count) / seconds : 0.0;
   };
   fmt::print(stderr,
-             "\n{} prompt tokens, {:.1f} tok/s; {} new, {:.1f} tok/s; first after {:.0f} ms; {}; seed {}\n",
+             "\n{} prompt tokens, {:.1f} tok/s; {} new, {:.1f} tok/s; first after {:.0f} ms; {}; "
+             "seed {}\n",
              result.prompt_tokens,
              rate(result.prompt_tokens, result.prefill_seconds),
              row.ids.size(),
@@ -55,7 +69,9 @@ void report(const GenerateResult& result, const Generation& row, const std::stri
              seed);
 }
 
-nlohmann::json to_json(const std::vector<int64_t>& prompt, const GenerateResult& result, const Pretrained& loaded) {
+nlohmann::json to_json(const std::vector<int64_t>& prompt,
+                       const GenerateResult& result,
+                       const Pretrained& loaded) {
   const auto rate = [](int64_t count, double seconds) {
     return seconds > 0 ? nlohmann::json(static_cast<double>(count) / seconds) : nlohmann::json();
   };
@@ -74,28 +90,32 @@ void run_generate(GenerateFlags flags) {
   const auto loaded = load(flags.model);
   const auto prompt = read_ids(flags.text, loaded.tokenizer);
   check(!prompt.empty(), "[generate] prompt: expected at least one token, got none");
-  GenerateOptions options{.max_new_tokens = flags.max_new_tokens,
-                          .sampling = flags.sampling.resolve(loaded.sampling),
-                          .stop_ids = loaded.stop_ids};
-  check(options.max_new_tokens >= 1, "[generate] --max-new-tokens: expected at least 1, got {}", options.max_new_tokens);
+  const GenerateOptions options{.max_new_tokens = flags.max_new_tokens,
+                                .sampling = flags.sampling.resolve(loaded.sampling),
+                                .stop_ids = loaded.stop_ids};
+  check(options.max_new_tokens >= 1,
+        "[generate] --max-new-tokens: expected at least 1, got {}",
+        options.max_new_tokens);
   const auto needed = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
   const auto engine = make_engine(loaded, flags.model, needed);
-  check(loaded.tokenizer || flags.stops.empty(), "[generate] --stop needs a tokenizer, this model has none");
+  check(loaded.tokenizer || flags.stops.empty(),
+        "[generate] --stop needs a tokenizer, this model has none");
 
   catch_interrupt();
   std::optional<Printer> printer;
   if (loaded.tokenizer) {
-    printer.emplace(Printer{StreamDecoder(*loaded.tokenizer, /*skip_special=*/true), StopStrings(flags.stops), !flags.json});
+    printer.emplace(Printer{StreamDecoder(*loaded.tokenizer, /*skip_special=*/true),
+                            StopStrings(flags.stops),
+                            !flags.json});
   }
   const auto result = generate(*engine, {prompt}, options, [&](int64_t, int64_t id) {
     if (printer) {
-      printer->add(printer->stops.push(printer->decoder.push(id)));
+      printer->push(id);
     }
     return !interrupted() && !(printer && printer->stops.stopped());
   });
-  if (printer && !printer->stops.stopped()) {
-    printer->add(printer->stops.push(printer->decoder.flush()));
-    printer->add(printer->stops.flush());
+  if (printer) {
+    printer->flush();
   }
   const auto& row = result.rows[0];
   const bool by_string = printer && printer->stops.stopped() && row.finish != FinishReason::kStop;
@@ -108,10 +128,7 @@ void run_generate(GenerateFlags flags) {
     object["engine"] = engine_name(parse_engine(flags.model.engine));
     print_json(object);
   } else {
-    if (!printer) {
-      print_text(fmt::format("{}", fmt::join(row.ids, ",")));
-    }
-    print_text("\n");
+    print_text(printer ? "\n" : fmt::format("{}\n", fmt::join(row.ids, ",")));
     report(result, row, finish, options.sampling.seed);
   }
 }
@@ -123,9 +140,12 @@ void add_generate(CLI::App& app) {
   auto flags = std::make_shared<GenerateFlags>();
   add_model_flags(*command, flags->model);
   add_text_flags(*command, flags->text);
-  command->add_option("-n,--max-new-tokens", flags->max_new_tokens, "new tokens at most")->capture_default_str();
+  command->add_option("-n,--max-new-tokens", flags->max_new_tokens, "new tokens at most")
+      ->capture_default_str();
   add_sampling_flags(*command, flags->sampling);
-  command->add_option("--stop", flags->stops, "text that ends the generation and is not shown; may be repeated")
+  command
+      ->add_option(
+          "--stop", flags->stops, "text that ends the generation and is not shown; may be repeated")
       ->allow_extra_args(false);
   command->add_flag("--json", flags->json, "one JSON object on standard output");
   command->callback([flags] { run_generate(*flags); });

@@ -26,7 +26,7 @@ int64_t parameter_count(const Gemma3Model& model) {
   return count;
 }
 
-// Both counts that the notebook prints. The modules are made on the meta device: shapes without memory.
+// Both counts that the notebook prints. On the meta device the modules have shapes and no memory.
 nlohmann::json parameters_json(const Gemma3Config& config) {
   Gemma3Model model(config, c10::kMeta, Init::kNone);
   const auto separate = parameter_count(model);

@@ -51,15 +51,20 @@ std::string of(const Metadata& metadata, const std::string& key) {
   return found == metadata.end() ? "" : found->second;
 }
 
+std::string dump_dtype(const Metadata& metadata, const std::string& dump) {
+  auto dtype = of(metadata, "dtype");
+  check(dtype == "float32" || dtype == "bfloat16",
+        "[parity] {}: metadata dtype: expected float32 or bfloat16, got \"{}\". Hint: --dtype",
+        dump,
+        dtype);
+  return dtype;
+}
+
 void run_parity(ParityFlags flags) {
   const auto metadata = load_safetensors_metadata(flags.dump);
   const auto dump = load_safetensors(flags.dump);
   if (flags.model.dtype == "auto") {
-    flags.model.dtype = of(metadata, "dtype");
-    check(flags.model.dtype == "float32" || flags.model.dtype == "bfloat16",
-          "[parity] {}: metadata dtype: expected float32 or bfloat16, got \"{}\". Hint: --dtype",
-          flags.dump,
-          flags.model.dtype);
+    flags.model.dtype = dump_dtype(metadata, flags.dump);
   }
   check(flags.model.engine == "auto" || flags.model.engine == "eager",
         "[parity] --engine: expected eager, which alone has probes, got {}",

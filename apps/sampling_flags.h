@@ -30,10 +30,13 @@ struct SamplingFlags {
 inline void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
   command.add_flag("--greedy", flags.greedy, "always the most likely token");
   command.add_option("--temperature", flags.temperature, "[generation_config's, else 1.0]");
-  command.add_option("--top-k", flags.top_k, "the k most likely, 0: all [generation_config's, else 64]");
-  command.add_option("--top-p", flags.top_p, "the fewest that reach p together [generation_config's, else 0.95]");
+  command.add_option(
+      "--top-k", flags.top_k, "the k most likely, 0: all [generation_config's, else 64]");
+  command.add_option(
+      "--top-p", flags.top_p, "the fewest that reach p together [generation_config's, else 0.95]");
   command.add_option("--min-p", flags.min_p, "those at least p times as likely as the first [0]");
-  command.add_option("--repetition-penalty", flags.repetition_penalty, "divides the logits of tokens seen [1]");
+  command.add_option(
+      "--repetition-penalty", flags.repetition_penalty, "divides the logits of tokens seen [1]");
   command.add_option("--seed", flags.seed, "[random, printed]");
 }
 

@@ -1,13 +1,9 @@
 #pragma once
 
-#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
@@ -264,58 +260,6 @@ inline void calc_model_memory_size(const torch::nn::Module& model,
   };
   print("float32 (PyTorch default)", 4, "3.37 GB");
   print("bfloat16", 2, "1.69 GB");
-}
-
-// ---- the last cell
-
-inline void print_speed(int64_t tokens, double seconds, c10::Device device) {
-  fmt::print(
-      "\n{} tokens in {:.2f} s: {:.1f} tokens per second on {} with {} threads (the notebook "
-      "prints no speed)\n",
-      tokens,
-      seconds,
-      static_cast<double>(tokens) / seconds,
-      device.str(),
-      at::get_num_threads());
-  if (device.is_cuda()) {
-    const auto stats = at::accelerator::getDeviceStats(at::accelerator::getDeviceIndex());
-    const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    fmt::print("GPU memory used: {:.2f} GB\n",
-               static_cast<double>(stats.allocated_bytes[total].peak) / (1 << 30));
-  } else {
-    fmt::print("Memory used: {:.2f} GB, at its most\n",
-               static_cast<double>(peak_memory_bytes()) / (1 << 30));
-  }
-}
-
-inline constexpr std::string_view kBaseModel =
-    "the notebook runs the instruct model, this folder holds a base model. Hint: hf download "
-    "google/gemma-3-270m-it "
-    "--local-dir gemma-3-270m-it, then name that folder";
-
-/// Compares generated text with the notebook's, up to the shorter one's end.
-inline void compare_text(const std::string& text,
-                         std::string_view printed,
-                         bool instruct,
-                         Marks& marks) {
-  if (!instruct) {
-    marks.differs(kBaseModel);
-    return;
-  }
-  const auto length = std::min(text.size(), printed.size());
-  const auto [here, there] =
-      std::mismatch(text.begin(), text.begin() + static_cast<int64_t>(length), printed.begin());
-  const auto same = here - text.begin();
-  if (static_cast<size_t>(same) == length) {
-    marks.equal(true, fmt::format("{} of the notebook's {} characters", same, printed.size()));
-    return;
-  }
-  marks.differs(fmt::format(
-      "after {} characters, the notebook goes on {}: near ties fall otherwise in bfloat16 sums of "
-      "another "
-      "order. The two notebooks part likewise, \"within language\" and \"within that data\"",
-      same,
-      python_string(printed.substr(static_cast<size_t>(same), 24))));
 }
 
 }  // namespace gemma_torch::notebook

@@ -21,6 +21,7 @@
 #include "gemma_torch/pretrained.h"
 #include "gemma_torch/text/chat_template.h"
 #include "gemma_torch/text/stream_decoder.h"
+#include "generated.h"
 #include "notebook.h"
 #include "quick_check.h"
 
@@ -183,27 +184,26 @@ void generate_text(Pretrained& loaded,
   const auto input_token_ids_tensor =
       at::tensor(input_token_ids, at::kLong).unsqueeze(/*dim=*/0).to(device);
   StreamDecoder decoder(*loaded.tokenizer);
-  std::string text;
-  int64_t tokens = 0;
-  const auto show = [&](const std::string& piece) {
-    text += piece;
+  const auto show = [](const std::string& piece) {
     fmt::print("{}", piece);
     std::fflush(stdout);
   };
+  Generated generated{.prompt = input_token_ids, .ids = {}};
   const auto start = std::chrono::steady_clock::now();
   generate_text_basic_stream(loaded.model,
                              input_token_ids_tensor,
                              max_new_tokens,
                              loaded.tokenizer->end_of_turn_id(),
                              [&](int64_t id) {
-                               ++tokens;
+                               generated.ids.push_back(id);
                                show(decoder.push(id));
                              });
-  show(decoder.flush());
+  show(decoder.flush() + "\n");
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  fmt::print("\n");
-  compare_text(text, kCell36, loaded.instruct, marks);
-  print_speed(tokens, seconds.count(), device);
+  generated.seconds = seconds.count();
+  generated.ended = static_cast<int64_t>(generated.ids.size()) < max_new_tokens;
+  compare_text(loaded, generated, kCell36, marks);
+  print_speed(generated, device);
   marks.differs("the notebook's GPU memory used, 0.96 GB, is another device's and allocator's");
 }
 

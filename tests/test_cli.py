@@ -26,7 +26,8 @@ MODELS = pathlib.Path()
 BOS, START_OF_TURN, A, ABC = 2, 4, 269, 279
 PROMPT_IDS = "2,269,270,271,272,10,11"
 GENERATE_FIELDS = """prompt_ids ids text finish_reason seed time_to_first_token_ms
-    prefill_tokens_per_second decode_tokens_per_second peak_memory_bytes engine device dtype quant"""
+    prefill_tokens_per_second decode_tokens_per_second peak_memory_bytes
+    engine device dtype quant"""
 # Of llama-bench's records, those that say something about this program.
 BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends model_filename
     model_type model_size model_n_params n_batch n_ubatch n_threads type_k type_v n_prompt n_gen
@@ -334,7 +335,7 @@ class Info(CliTest):
             value,
             "model instruct stop_ids sampling config parameters memory machine engines",
         )
-        # A layer: q 32, k 8, v 8, out 32 and three times 24, each by emb 16; norms 4 x 16 and 2 x 8.
+        # A layer: q 32, k 8, v 8, out 32 and three times 24, each by 16; norms 4 x 16 and 2 x 8.
         layers = 4 * (16 * (32 + 8 + 8 + 32 + 3 * 24) + 4 * 16 + 2 * 8)
         unique = 101 * 16 + layers + 16
         self.assertEqual(

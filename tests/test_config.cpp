@@ -90,6 +90,7 @@ TEST_CASE("what a config cannot mean is an error that names the field", "[config
       {{{"rope_theta", 1e4}, {"rope_parameters", {{"full_attention", {{"rope_theta", 1e6}}}}}}, "rope_theta"},
       {{{"rope_parameters", {{"other_attention", {{"rope_theta", 1e6}}}}}}, "rope_parameters.other_attention"},
       {{{"rope_theta", 0}}, "rope_theta"},
+      {{{"query_pre_attn_scalar", 2.5}}, "query_pre_attn_scalar"},
       {{{"dtype", "bfloat16"}, {"torch_dtype", "float32"}}, "dtype"},
       {{{"torch_dtype", "int8"}}, "torch_dtype"},
       {{{"tie_word_embeddings", "yes"}}, "tie_word_embeddings"}};

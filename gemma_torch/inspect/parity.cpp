@@ -13,7 +13,7 @@
 namespace gemma_torch {
 namespace {
 
-// Elements compared at a time: logits of a long text are large, and the difference needs its own room.
+// Elements compared at a time: logits of a long text are large, and differences need room too.
 constexpr int64_t kPiece = int64_t{1} << 22;
 
 void measure(const at::Tensor& ours, const at::Tensor& theirs, SiteParity& result) {
@@ -127,10 +127,14 @@ void check_names(const TensorMap& dump, int64_t n_layers) {
 }  // namespace
 
 double parity_tolerance(Site site, c10::ScalarType dtype, double max_reference) {
+  // Rounding follows the largest terms of a sum, so it is measured against the site's largest value
+  // (the residual stream reaches 1e5). On the real weights the worst site of float32 differs by
+  // 2.2e-6 of that, of bfloat16 by 3.2e-2, with eight bits to a value and 18 layers.
   if (dtype != c10::kFloat) {
     return 0.1 * std::max(1.0, max_reference);
   }
-  return site == Site::kLogits ? 2e-3 : 1e-4 * std::max(1.0, max_reference);
+  return site == Site::kLogits ? 2e-3  // what every engine must keep in float32
+                               : 2e-5 * std::max(1.0, max_reference);
 }
 
 std::vector<SiteParity> compare_with_dump(Gemma3Model model,

@@ -20,15 +20,15 @@ struct SiteParity {
   bool ok() const { return max_abs <= tolerance; }  // a NaN is not
 };
 
-/// Largest difference allowed at a site whose values reach `max_reference`, where the coarser of the
-/// two runs computed in `dtype`.
+/// Largest difference allowed at a site whose values reach `max_reference`, where the coarser of
+/// the two runs computed in `dtype`.
 double parity_tolerance(Site site, c10::ScalarType dtype, double max_reference);
 
-/// Runs the model on the dump's `ids` (1, T) int64, without a cache, and compares the value at every
-/// site that the dump holds. Scores count only where they are not masked: what stands elsewhere
-/// belongs to no result. `on_site` hears of each as soon as it is known, in the order of computation.
-/// Throws: Error naming the tensor if the dump lacks ids, holds a shape of another model, or a name
-/// that is no site of this one.
+/// Runs the model on the dump's `ids` (1, T) int64, without a cache, and compares the value at
+/// every site that the dump holds. Scores count only where they are not masked: what stands elsewhere
+/// belongs to no result. `on_site` hears of each as soon as it is known, in the order computed.
+/// Throws: Error naming the tensor if the dump lacks ids, holds a shape of another model, or a
+/// name that is no site of this one.
 std::vector<SiteParity> compare_with_dump(
     Gemma3Model model,
     const TensorMap& dump,

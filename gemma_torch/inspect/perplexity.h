@@ -22,12 +22,12 @@ struct PerplexityOptions {
 
 /// How well the model predicts a text, token by token.
 ///
-/// With windows of c tokens, those at c/2 + 1 .. c - 1 of each are scored (255 of 512), so that every
-/// one has half a window before it; what is left after the last whole window is dropped. This is what
-/// llama-perplexity does. As one sequence, every token after the first is scored, and no token is
-/// overwritten.
-/// Throws: Error if the ids fill no window, or the engine has another batch than 1 or cannot hold a
-/// window; before any work.
+/// With windows of c tokens, those at c/2 + 1 .. c - 1 of each are scored (255 of 512), so that
+/// every one has half a window before it; what is left after the last whole window is dropped. This
+/// is what llama-perplexity does. As one sequence, every token after the first is scored, and no
+/// token is overwritten.
+/// Throws: Error if the ids fill no window, or the engine has another batch than 1 or cannot hold
+/// a window; before any work.
 std::vector<TokenScore> score_tokens(Engine& engine,
                                      const std::vector<int64_t>& ids,
                                      const PerplexityOptions& options = {});

@@ -178,8 +178,7 @@ nlohmann::json gguf_config(const GgufFile& file) {
   const auto local_base = key("rope.freq_base_swa");
   cfg.rope_local_base = file.has(local_base) ? file.get_number(local_base) : 10'000.0;
   const bool is_27b = cfg.n_layers == 62 && cfg.n_heads > 0;
-  cfg.query_pre_attn_scalar =
-      static_cast<double>(is_27b ? cfg.emb_dim / cfg.n_heads : cfg.head_dim);
+  cfg.query_pre_attn_scalar = is_27b ? cfg.emb_dim / cfg.n_heads : cfg.head_dim;
   cfg.dtype = at::kBFloat16;
   cfg.tie_word_embeddings = !file.tensors().contains(kHead);
 

@@ -291,7 +291,12 @@ Gemma3Config parse_config(const json& root) {
   cfg.head_dim = fields.integer("head_dim").value_or(256);
   cfg.context_length = fields.integer("max_position_embeddings").value_or(131'072);
   cfg.sliding_window = fields.integer("sliding_window").value_or(4096);
-  cfg.query_pre_attn_scalar = fields.number("query_pre_attn_scalar").value_or(256.0);
+  // Some exports write 256.0; transformers takes whole numbers only, so no other is kept.
+  const double scalar = fields.number("query_pre_attn_scalar").value_or(256.0);
+  check(scalar >= 1 && scalar <= 1e6 && scalar == std::floor(scalar),
+        "[config] query_pre_attn_scalar: expected a whole number, got {}",
+        scalar);
+  cfg.query_pre_attn_scalar = static_cast<int64_t>(scalar);
   cfg.rms_norm_eps = fields.number("rms_norm_eps").value_or(1e-6);
   check(cfg.n_layers <= 1024, "[config] num_hidden_layers: expected at most 1024, got {}", cfg.n_layers);
   for (const json* object : {&root, &text}) {

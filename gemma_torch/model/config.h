@@ -28,7 +28,7 @@ struct Gemma3Config {
   int64_t sliding_window = 512;             // tokens a sliding layer sees, the current one among them
   std::vector<LayerType> layer_types = {};   // size n_layers; empty: every sixth layer is full
   c10::ScalarType dtype = c10::ScalarType::BFloat16;
-  double query_pre_attn_scalar = 256.0;
+  int64_t query_pre_attn_scalar = 256;
   double rms_norm_eps = 1e-6;
   bool tie_word_embeddings = true;   // the output head is the embedding
   bool round_emb_scale = true;       // sqrt(emb_dim) in the weights' dtype, as transformers; the notebook: false

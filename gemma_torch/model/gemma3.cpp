@@ -70,6 +70,9 @@ torch::Tensor apply_rope(const torch::Tensor& x, const torch::Tensor& cos, const
         x.size(2),
         head_dim,
         shape_str(cos.sizes()));
+  if (has_kernels(x)) {
+    return rope_kernel(x, cos, sin);
+  }
   const auto x1 = x.narrow(/*dim=*/-1, /*start=*/0, head_dim / 2);
   const auto x2 = x.narrow(/*dim=*/-1, /*start=*/head_dim / 2, head_dim / 2);
   const auto rotated = at::cat({-x2, x1}, /*dim=*/-1);
@@ -85,7 +88,7 @@ GroupedQueryAttentionImpl::GroupedQueryAttentionImpl(const Gemma3Config& cfg,
     : num_heads(cfg.n_heads),
       num_kv_groups(cfg.n_kv_groups),
       head_dim(cfg.head_dim),
-      scaling(std::pow(cfg.query_pre_attn_scalar, -0.5)) {
+      scaling(std::pow(static_cast<double>(cfg.query_pre_attn_scalar), -0.5)) {
   const auto d_out = num_heads * head_dim;
   const auto d_kv = num_kv_groups * head_dim;
   W_query = register_module("W_query", Linear(cfg.emb_dim, d_out, options, init));
@@ -124,8 +127,8 @@ torch::Tensor GroupedQueryAttentionImpl::forward(const torch::Tensor& x,
   attn_scores = attn_scores.view({b, num_heads, -1, attn_scores.size(-1)});              // (B, H, T, S)
   attn_scores = tap(in.probe, at(Site::kScores), attn_scores);
   attn_scores = attn_scores.masked_fill(input.hidden, -std::numeric_limits<double>::infinity());
-  // Softmax in float32: its sums over many tokens are too coarse in bfloat16.
-  auto attn_weights = at::softmax(attn_scores, /*dim=*/-1, torch::kFloat32).to(x.scalar_type());
+  // Sums in float32 whatever the dtype: PyTorch's kernels widen bfloat16 inside and round once, at the end.
+  auto attn_weights = at::softmax(attn_scores, /*dim=*/-1);
   attn_weights = tap(in.probe, at(Site::kPattern), attn_weights);
 
   auto context = attn_weights.view({b, num_kv_groups, -1, attn_weights.size(-1)}).matmul(values);

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "gemma_torch/kernels/cpu/row_kernels.h"
@@ -82,6 +83,32 @@ at::Tensor rms_norm_kernel(const at::Tensor& given, const at::Tensor& scale, dou
                            end - begin,
                            columns,
                            eps);
+    }
+  });
+  return y;
+}
+
+at::Tensor rope_kernel(const at::Tensor& given, const at::Tensor& cos, const at::Tensor& sin) {
+  const auto x = given.contiguous();
+  auto y = at::empty_like(x);
+  const auto T = x.size(2);
+  const auto D = x.size(3);
+  const auto& kernel = row_kernels();
+  const auto* c = cos.const_data_ptr<float>();
+  const auto* s = sin.const_data_ptr<float>();
+  at::parallel_for(0, x.numel() / D, grain(D), [&](int64_t begin, int64_t end) {
+    while (begin < end) {   // rows of one head at a time: their angles stand one after another
+      const auto t = begin % T;
+      const auto rows = std::min(end - begin, T - t);
+      const auto start = begin * D;
+      if (x.scalar_type() == at::kFloat) {
+        auto* out = y.mutable_data_ptr<float>() + start;
+        kernel.rope_f32(data<float>(x) + start, c + t * D, s + t * D, out, rows, D);
+      } else {
+        auto* out = static_cast<Bf16*>(y.mutable_data_ptr()) + start;
+        kernel.rope_bf16(data<Bf16>(x) + start, c + t * D, s + t * D, out, rows, D);
+      }
+      begin += rows;
     }
   });
   return y;

@@ -19,4 +19,7 @@ at::Tensor row_product(const at::Tensor& x, const at::Tensor& weight);
 /// RMSNorm over the last axis, sums in float32.
 at::Tensor rms_norm_kernel(const at::Tensor& x, const at::Tensor& scale, double eps);
 
+/// RoPE of x (B, H, T, D) with cos and sin (T, D) float32, in float32.
+at::Tensor rope_kernel(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+
 }  // namespace gemma_torch

@@ -32,8 +32,8 @@ std::string render_chat(const std::vector<ChatMessage>& messages, bool add_gener
 /// before.
 std::string render_user_turn(std::string_view content, bool reply_closed);
 
-/// A stretch of a rendered chat: of the template's own (special strings, its newlines), or written by
-/// somebody.
+/// A stretch of a rendered chat: the template's own (special strings, newlines), or a role and what
+/// it said.
 struct ChatPart {
   std::string text = {};
   bool frame = false;
@@ -45,7 +45,7 @@ std::vector<ChatPart> chat_parts(const std::vector<ChatMessage>& messages,
 std::vector<ChatPart> user_turn_parts(std::string_view content, bool reply_closed);
 
 /// The ids of a rendered chat in which a special string in a message is plain text: nobody ends a
-/// turn by writing "<end_of_turn>". Where no message holds one, they are those of the rendered text.
+/// turn by writing "<end_of_turn>". Where no message holds one, they are those of the whole text.
 /// Throws: Error for text that is not UTF-8.
 std::vector<int64_t> encode_parts(const Tokenizer& tokenizer, const std::vector<ChatPart>& parts);
 

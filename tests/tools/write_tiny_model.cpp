@@ -1,5 +1,6 @@
-// write_tiny_model FOLDER: tiny model folders for test_cli.py. FOLDER/text has random weights and a tokenizer of 300
-// pieces, FOLDER/ids the same without the tokenizer, FOLDER/golden the weights of golden/tiny_scaled.safetensors.
+// write_tiny_model FOLDER: tiny model folders for test_cli.py. FOLDER/text has random weights and a
+// tokenizer of 300 pieces, FOLDER/ids the same without the tokenizer, FOLDER/golden the weights of
+// golden/tiny_scaled.safetensors.
 #include <fmt/format.h>
 #include <torch/utils.h>
 

@@ -156,6 +156,19 @@ void rms_norm(const T* x, const T* scale, T* y, int64_t rows, int64_t columns, d
   }
 }
 
+template <typename T>
+void rope(const T* x, const float* cos, const float* sin, T* y, int64_t rows, int64_t columns) {
+  const int64_t half = columns / 2;
+  for (int64_t r = 0; r < rows; ++r, x += columns, y += columns, cos += columns, sin += columns) {
+    for (int64_t j = 0; j < half; ++j) {
+      const float a = widen(x[j]);
+      const float b = widen(x[half + j]);
+      y[j] = narrow<T>(a * cos[j] - b * sin[j]);
+      y[half + j] = narrow<T>(b * cos[half + j] + a * sin[half + j]);
+    }
+  }
+}
+
 void widen_all(const Bf16* x, float* y, int64_t count) {
   for (int64_t j = 0; j < count; ++j) {
     y[j] = widen(x[j]);
@@ -170,6 +183,8 @@ const RowKernels kRowKernels = {GEMMA_TORCH_ISA_VALUE,
                                 gemv<Bf16>,
                                 rms_norm<float>,
                                 rms_norm<Bf16>,
+                                rope<float>,
+                                rope<Bf16>,
                                 widen_all};
 
 }  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA
