@@ -28,7 +28,7 @@ inline Shown shown_values(const at::Tensor& logits) {
   const auto rows = logits.detach().to(at::kDouble).squeeze(/*dim=*/0).contiguous();
   const auto values = rows.accessor<double, 2>();
   const auto V = rows.size(1);
-  Shown shown;
+  Shown shown{};
   for (int64_t row = 0; row < 3; ++row) {
     int i = 0;
     for (const auto column : {int64_t{0}, int64_t{1}, int64_t{2}, V - 3, V - 2, V - 1}) {
