@@ -73,7 +73,8 @@ nlohmann::json to_json(const std::vector<int64_t>& prompt,
                        const GenerateResult& result,
                        const Pretrained& loaded) {
   const auto rate = [](int64_t count, double seconds) {
-    return seconds > 0 ? nlohmann::json(static_cast<double>(count) / seconds) : nlohmann::json();
+    return count > 0 && seconds > 0 ? nlohmann::json(static_cast<double>(count) / seconds)
+                                    : nlohmann::json();
   };
   return {{"prompt_ids", prompt},
           {"ids", result.rows[0].ids},

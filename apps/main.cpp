@@ -37,11 +37,18 @@ int report(const std::string& message) {
   return 1;
 }
 
-// llama-bench's -pg has two letters after one dash, which CLI11 would read as -p g.
+// Spellings that CLI11 misreads: "--prompt=" is an empty prompt, not the next word; and llama-bench's
+// -pg has two letters after one dash, which would be -p g.
 std::vector<std::string> arguments(int argc, char** argv) {
-  std::vector<std::string> words(argv + 1, argv + argc);
-  if (!words.empty() && words[0] == "bench") {
-    std::replace(words.begin(), words.end(), std::string("-pg"), std::string("--pg"));
+  std::vector<std::string> words;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--prompt=" || word == "--ids=") {
+      words.push_back(word.substr(0, word.size() - 1));
+      words.emplace_back();
+    } else {
+      words.push_back(i > 1 && words[0] == "bench" && word == "-pg" ? "--pg" : word);
+    }
   }
   std::reverse(words.begin(), words.end());  // CLI11 takes a vector from its end
   return words;

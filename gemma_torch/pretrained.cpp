@@ -144,7 +144,7 @@ void convert_to_folder(const std::string& source, const std::string& folder) {
   const bool from_folder = fs::is_directory(source);
   const auto loaded = load_pretrained(source);
   auto config = from_folder ? folder_config(source) : gguf_config(GgufFile(source));
-  if (config.contains("text_config")) {   // only the text part is written
+  if (config.contains("text_config")) {  // only the text part is written
     config = config_to_json(loaded.config);
     config["eos_token_id"] = loaded.stop_ids;
   }

@@ -12,20 +12,20 @@ namespace gemma_torch {
 
 struct LoadOptions {
   c10::Device device = c10::kCPU;
-  std::optional<c10::ScalarType> dtype = {};   // default: the checkpoint's own
+  std::optional<c10::ScalarType> dtype = {};  // default: the checkpoint's own
 };
 
 /// What stands beside the weights of a checkpoint.
 struct Description {
   Gemma3Config config = {};
-  std::vector<int64_t> stop_ids = {};   // of config, generation_config and tokenizer together
-  Sampling sampling = {};               // defaults of generation_config, else Gemma's 1.0, 64, 0.95
-  bool instruct = false;                // <end_of_turn> ends a text: the model was trained to chat
+  std::vector<int64_t> stop_ids = {};  // of config, generation_config and tokenizer together
+  Sampling sampling = {};              // defaults of generation_config, else Gemma's 1.0, 64, 0.95
+  bool instruct = false;               // <end_of_turn> ends a text: the model was trained to chat
 };
 
 struct Pretrained : Description {
   Gemma3Model model{nullptr};
-  std::optional<Tokenizer> tokenizer = {};   // absent where the folder has none
+  std::optional<Tokenizer> tokenizer = {};  // absent where the folder has none
 };
 
 /// A model from a Hugging Face folder (config.json, model.safetensors or shards, and, where there is one,

@@ -146,20 +146,17 @@ inline int run(int argc,
 
 /// 435870336 -> "435,870,336", as Python's `:,`.
 inline std::string with_commas(int64_t number) {
-  auto digits = std::to_string(number);
-  for (auto at = static_cast<int64_t>(digits.size()) - 3; at > 0; at -= 3) {
-    digits.insert(static_cast<size_t>(at), ",");
-  }
-  return digits;
+  return number < 1000 ? std::to_string(number)
+                       : fmt::format("{},{:03}", with_commas(number / 1000), number % 1000);
 }
 
 /// As Python shows a string: in quotes, a line feed written \n.
 inline std::string python_string(std::string_view text) {
-  std::string out = "'";
+  std::string out;
   for (const char c : text) {
     out += c == '\n' ? std::string("\\n") : std::string(1, c);
   }
-  return out + "'";
+  return fmt::format("'{}'", out);
 }
 
 // ---- cell 17: a module as Python prints it

@@ -54,11 +54,13 @@ inline void print_logits(const Shown& shown) {
   fmt::print("       dtype=torch.bfloat16)\n");
 }
 
+/// Infinite if a value is not a number.
 inline double largest_difference(const Shown& a, const Shown& b) {
   double largest = 0;
   for (size_t row = 0; row < a.size(); ++row) {
     for (size_t i = 0; i < a[row].size(); ++i) {
-      largest = std::max(largest, std::abs(a[row][i] - b[row][i]));
+      const auto difference = std::abs(a[row][i] - b[row][i]);
+      largest = std::isnan(difference) ? INFINITY : std::max(largest, difference);
     }
   }
   return largest;

@@ -17,7 +17,8 @@ TEST_CASE("check throws one formatted line", "[base]") {
 }
 
 TEST_CASE("an atomic file appears whole or not at all", "[base]") {
-  const auto folder = std::filesystem::temp_directory_path() / fmt::format("gemma_base_{}", ::getpid());
+  const auto folder =
+      std::filesystem::temp_directory_path() / fmt::format("gemma_base_{}", ::getpid());
   std::filesystem::create_directory(folder);
   const std::string path = folder / "x.txt";
   {

@@ -11,9 +11,16 @@ using nlohmann::json;
 namespace {
 
 json base() {
-  return {{"model_type", "gemma3_text"}, {"hidden_size", 640}, {"intermediate_size", 2048}, {"num_hidden_layers", 18},
-          {"num_attention_heads", 4}, {"num_key_value_heads", 1}, {"head_dim", 256}, {"vocab_size", 262144},
-          {"sliding_window", 512}, {"max_position_embeddings", 32768}};
+  return {{"model_type", "gemma3_text"},
+          {"hidden_size", 640},
+          {"intermediate_size", 2048},
+          {"num_hidden_layers", 18},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 1},
+          {"head_dim", 256},
+          {"vocab_size", 262144},
+          {"sliding_window", 512},
+          {"max_position_embeddings", 32768}};
 }
 
 json with(json object, const json& more) {
@@ -29,7 +36,8 @@ TEST_CASE("every spelling of a 270M config reads the same", "[config]") {
   for (int i = 1; i <= 18; ++i) {
     types.push_back(i % 6 == 0 ? "full_attention" : "sliding_attention");
   }
-  const json flat = {{"rope_theta", 1e6}, {"rope_local_base_freq", 1e4}, {"torch_dtype", "bfloat16"}};
+  const json flat = {
+      {"rope_theta", 1e6}, {"rope_local_base_freq", 1e4}, {"torch_dtype", "bfloat16"}};
   const json nested = {{"rope_parameters",
                         {{"full_attention", {{"rope_theta", 1e6}, {"rope_type", "default"}}},
                          {"sliding_attention", {{"rope_theta", 1e4}, {"rope_type", "default"}}}}},
@@ -50,9 +58,13 @@ TEST_CASE("larger sizes read from a multimodal config, with linear RoPE scaling"
                        {"vision_config", {{"hidden_size", 1152}}},
                        {"mm_tokens_per_image", 256},
                        {"torch_dtype", "bfloat16"},
-                       {"text_config", {{"model_type", "gemma3_text"}, {"hidden_size", 2560}, {"intermediate_size", 10240},
-                                        {"num_hidden_layers", 34}, {"sliding_window", 1024},
-                                        {"rope_scaling", {{"factor", 8.0}, {"rope_type", "linear"}}}}}};
+                       {"text_config",
+                        {{"model_type", "gemma3_text"},
+                         {"hidden_size", 2560},
+                         {"intermediate_size", 10240},
+                         {"num_hidden_layers", 34},
+                         {"sliding_window", 1024},
+                         {"rope_scaling", {{"factor", 8.0}, {"rope_type", "linear"}}}}}};
   const auto cfg = parse_config(four_b);
   CHECK(cfg.emb_dim == 2560);
   CHECK(cfg.n_heads == 8);
@@ -84,11 +96,16 @@ TEST_CASE("what a config cannot mean is an error that names the field", "[config
       {{{"layer_types", "full"}}, "layer_types"},
       {{{"num_hidden_layers", 1}, {"layer_types", {"chunked_attention"}}}, "layer_types"},
       {{{"sliding_window_pattern", 6}, {"_sliding_window_pattern", 5}}, "_sliding_window_pattern"},
-      {{{"num_hidden_layers", 1}, {"layer_types", {"full_attention"}}, {"sliding_window_pattern", 6}}, "layer_types"},
+      {{{"num_hidden_layers", 1},
+        {"layer_types", {"full_attention"}},
+        {"sliding_window_pattern", 6}},
+       "layer_types"},
       {{{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 8}}}}, "rope_scaling.rope_type"},
       {{{"rope_scaling", {{"rope_type", "linear"}}}}, "rope_scaling.factor"},
-      {{{"rope_theta", 1e4}, {"rope_parameters", {{"full_attention", {{"rope_theta", 1e6}}}}}}, "rope_theta"},
-      {{{"rope_parameters", {{"other_attention", {{"rope_theta", 1e6}}}}}}, "rope_parameters.other_attention"},
+      {{{"rope_theta", 1e4}, {"rope_parameters", {{"full_attention", {{"rope_theta", 1e6}}}}}},
+       "rope_theta"},
+      {{{"rope_parameters", {{"other_attention", {{"rope_theta", 1e6}}}}}},
+       "rope_parameters.other_attention"},
       {{{"rope_theta", 0}}, "rope_theta"},
       {{{"query_pre_attn_scalar", 2.5}}, "query_pre_attn_scalar"},
       {{{"dtype", "bfloat16"}, {"torch_dtype", "float32"}}, "dtype"},

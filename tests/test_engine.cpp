@@ -22,7 +22,8 @@ TEST_CASE("top gives the best of the last logits, the lower id of equals first",
   CHECK(engine->top(100'000).ids.size(1) == tiny.config.vocab_size);
 
   auto model = tiny.model();
-  model->out_head->weight.set_data(at::zeros_like(model->out_head->weight));   // every logit is equal
+  model->out_head->weight.set_data(
+      at::zeros_like(model->out_head->weight));  // every logit is equal
   const auto level = make_engine(model, {.capacity = 4});
   level->append(std::vector<int64_t>{7});
   CHECK(at::equal(level->top(101).ids, at::arange(101).unsqueeze(0)));
@@ -31,9 +32,10 @@ TEST_CASE("top gives the best of the last logits, the lower id of equals first",
 TEST_CASE("log_prob equals log_softmax of the logits", "[engine]") {
   const Tiny tiny("tiny_scaled.safetensors");
   const auto engine = make_engine(tiny.model(), {.capacity = 400, .batch = 2});
-  const auto ids = tiny.want.at("ids").repeat({1, 5});   // 105 tokens: more than one block of rows
+  const auto ids = tiny.want.at("ids").repeat({1, 5});  // 105 tokens: more than one block of rows
   engine->append(ids);
-  const auto want = engine->logits(Rows::kAll).log_softmax(-1).gather(2, ids.unsqueeze(-1)).squeeze(-1);
+  const auto want =
+      engine->logits(Rows::kAll).log_softmax(-1).gather(2, ids.unsqueeze(-1)).squeeze(-1);
   CHECK(max_difference(engine->log_prob(ids), want) < 1e-5);
   CHECK_THROWS_AS(engine->log_prob(ids.narrow(1, 0, 3)), Error);
 }
@@ -42,7 +44,8 @@ TEST_CASE("bad requests are refused before any work", "[engine]") {
   const Tiny tiny("tiny_grouped.safetensors");
   const auto engine = make_engine(tiny.model(), {.capacity = 8});
   CHECK_THROWS_WITH(engine->logits(Rows::kLast), Catch::Contains("expected an append"));
-  CHECK_THROWS_WITH(engine->append(std::vector<int64_t>{5, 101}), Catch::Contains("expected 0 to 100, got 101 (token 1 of row 0)"));
+  CHECK_THROWS_WITH(engine->append(std::vector<int64_t>{5, 101}),
+                    Catch::Contains("expected 0 to 100, got 101 (token 1 of row 0)"));
   CHECK_THROWS_AS(engine->append(std::vector<int64_t>{-1}), Error);
   CHECK_THROWS_AS(engine->append(std::vector<int64_t>{}), Error);
   CHECK_THROWS_AS(engine->append(at::zeros({2, 3}, at::kLong)), Error);
@@ -60,10 +63,12 @@ TEST_CASE("the same seed gives the same tokens, another seed others", "[engine]"
     const auto engine = make_engine(tiny.model(), {.capacity = 80});
     engine->append(std::vector<int64_t>{2, 9, 4});
     std::vector<int64_t> ids;
-    engine->decode(32, {.temperature = 2, .top_k = 50, .repetition_penalty = 1.1, .seed = seed}, [&](int64_t, int64_t id) {
-      ids.push_back(id);
-      return true;
-    });
+    engine->decode(32,
+                   {.temperature = 2, .top_k = 50, .repetition_penalty = 1.1, .seed = seed},
+                   [&](int64_t, int64_t id) {
+                     ids.push_back(id);
+                     return true;
+                   });
     return ids;
   };
   CHECK(sampled(1) == sampled(1));

@@ -48,7 +48,7 @@ TEST_CASE("every probe site equals what transformers computes there", "[gemma3][
     return x;
   };
   tiny.model()->forward(want.at("ids"), nullptr, compare);
-  CHECK(compared == want.size() - 1);   // all but ids
+  CHECK(compared == want.size() - 1);  // all but ids
 }
 
 TEST_CASE("a probe replaces the value at its site", "[gemma3][probe]") {
@@ -75,8 +75,8 @@ TEST_CASE("gradients equal PyTorch's for every parameter", "[gemma3][golden]") {
     auto model = tiny.model();
     const auto ids = tiny.want.at("ids");
     const auto logits = model(ids).narrow(1, 0, ids.size(1) - 1);
-    const auto loss = torch::nn::functional::cross_entropy(logits.reshape({-1, logits.size(-1)}),
-                                                           ids.narrow(1, 1, ids.size(1) - 1).reshape({-1}));
+    const auto loss = torch::nn::functional::cross_entropy(
+        logits.reshape({-1, logits.size(-1)}), ids.narrow(1, 1, ids.size(1) - 1).reshape({-1}));
     CHECK(loss.item<double>() == Approx(tiny.want.at("loss").item<double>()).epsilon(1e-6));
     loss.backward();
     size_t compared = 0;
@@ -105,18 +105,19 @@ TEST_CASE("a seed draws the notebook's weights in the notebook's order", "[gemma
   const auto path = golden_path("notebook_init.safetensors");
   const auto want = load_safetensors(path);
   const auto stated = nlohmann::json::parse(load_safetensors_metadata(path).at("config"));
-  const Gemma3Config config{.vocab_size = stated["vocab_size"],
-                            .context_length = stated["context_length"],
-                            .emb_dim = stated["emb_dim"],
-                            .n_heads = stated["n_heads"],
-                            .n_layers = stated["n_layers"],
-                            .hidden_dim = stated["hidden_dim"],
-                            .head_dim = stated["head_dim"],
-                            .n_kv_groups = stated["n_kv_groups"],
-                            .sliding_window = stated["sliding_window"],
-                            .layer_types = {LayerType::kSlidingAttention, LayerType::kFullAttention},
-                            .dtype = torch::kFloat32,
-                            .query_pre_attn_scalar = stated["query_pre_attn_scalar"]};
+  const Gemma3Config config{
+      .vocab_size = stated["vocab_size"],
+      .context_length = stated["context_length"],
+      .emb_dim = stated["emb_dim"],
+      .n_heads = stated["n_heads"],
+      .n_layers = stated["n_layers"],
+      .hidden_dim = stated["hidden_dim"],
+      .head_dim = stated["head_dim"],
+      .n_kv_groups = stated["n_kv_groups"],
+      .sliding_window = stated["sliding_window"],
+      .layer_types = {LayerType::kSlidingAttention, LayerType::kFullAttention},
+      .dtype = torch::kFloat32,
+      .query_pre_attn_scalar = stated["query_pre_attn_scalar"]};
   torch::manual_seed(123);
   Gemma3Model model(config);
   for (const auto& item : model->named_parameters()) {
@@ -161,10 +162,12 @@ TEST_CASE("the window counts the current token, and every token sees itself", "[
 
 TEST_CASE("wrong shapes are errors that show them", "[gemma3]") {
   const auto cos = torch::zeros({3, 8});
-  CHECK_THROWS_WITH(apply_rope(torch::zeros({1, 1, 4, 8}), cos, cos), Catch::Contains("got (3, 8)"));
+  CHECK_THROWS_WITH(apply_rope(torch::zeros({1, 1, 4, 8}), cos, cos),
+                    Catch::Contains("got (3, 8)"));
   CHECK_THROWS_AS(compute_rope_params(torch::arange(3), /*head_dim=*/7), Error);
   Gemma3Model model(Tiny("tiny_grouped.safetensors").config);
   CHECK_THROWS_WITH(model(torch::arange(3)), Catch::Contains("expected (B, T), got (3)"));
   KvCache cache(model->cfg, {.capacity = 8, .dtype = torch::kFloat32});
-  CHECK_THROWS_WITH(model(torch::zeros({1, 3}, torch::kLong), &cache), Catch::Contains("holds no gradients"));
+  CHECK_THROWS_WITH(model(torch::zeros({1, 3}, torch::kLong), &cache),
+                    Catch::Contains("holds no gradients"));
 }

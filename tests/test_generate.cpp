@@ -12,14 +12,19 @@ namespace {
 // Says after token i that i + 1 comes next (modulo the vocabulary), and counts what it was given.
 class CountingEngine : public Engine {
  public:
-  explicit CountingEngine(int64_t batch = 1, int64_t capacity = 64) : Engine(batch, capacity, /*vocab_size=*/20) {}
+  explicit CountingEngine(int64_t batch = 1, int64_t capacity = 64)
+      : Engine(batch, capacity, /*vocab_size=*/20) {}
 
-  at::Tensor logits(Rows) override { return at::one_hot((last + 1) % 20, 20).to(at::kFloat).unsqueeze(1); }
-  at::Tensor log_prob(const at::Tensor& targets) override { return at::zeros_like(targets, at::kFloat); }
+  at::Tensor logits(Rows) override {
+    return at::one_hot((last + 1) % 20, 20).to(at::kFloat).unsqueeze(1);
+  }
+  at::Tensor log_prob(const at::Tensor& targets) override {
+    return at::zeros_like(targets, at::kFloat);
+  }
   int64_t position() const override { return position_; }
 
   at::Tensor last, first;
-  std::vector<int64_t> lengths;   // of each append
+  std::vector<int64_t> lengths;  // of each append
 
  private:
   void do_append(const at::Tensor& ids) override {
@@ -47,7 +52,7 @@ TEST_CASE("generation ends at length, at a stop id, and where the callback says"
   CHECK(result.rows[0].ids == std::vector<int64_t>{5, 6, 7});
   CHECK(result.rows[0].finish == FinishReason::kLength);
   CHECK(result.prompt_tokens == 2);
-  CHECK(engine.lengths == std::vector<int64_t>{2, 1, 1});   // the last token is not run
+  CHECK(engine.lengths == std::vector<int64_t>{2, 1, 1});  // the last token is not run
 
   engine.reset();
   result = generate(engine, {{3}}, {.max_new_tokens = 9, .sampling = kGreedy, .stop_ids = {1, 6}});
@@ -55,7 +60,10 @@ TEST_CASE("generation ends at length, at a stop id, and where the callback says"
   CHECK(result.rows[0].finish == FinishReason::kStop);
 
   engine.reset();
-  result = generate(engine, {{3}}, {.max_new_tokens = 9, .sampling = kGreedy}, [](int64_t, int64_t id) { return id != 5; });
+  result =
+      generate(engine, {{3}}, {.max_new_tokens = 9, .sampling = kGreedy}, [](int64_t, int64_t id) {
+        return id != 5;
+      });
   CHECK(result.rows[0].ids == std::vector<int64_t>{4, 5});
   CHECK(result.rows[0].finish == FinishReason::kCallback);
   CHECK(std::string(finish_name(FinishReason::kCallback)) == "callback");
@@ -63,23 +71,27 @@ TEST_CASE("generation ends at length, at a stop id, and where the callback says"
 
 TEST_CASE("rows of a batch are padded on the left and end by themselves", "[generate]") {
   CountingEngine engine(/*batch=*/3);
-  const auto result = generate(engine, {{1, 2, 3}, {8}, {4, 5}}, {.max_new_tokens = 4, .sampling = kGreedy, .stop_ids = {10}});
+  const auto result = generate(engine,
+                               {{1, 2, 3}, {8}, {4, 5}},
+                               {.max_new_tokens = 4, .sampling = kGreedy, .stop_ids = {10}});
   CHECK(at::equal(engine.first, at::tensor({0, 2, 1}, at::kLong)));
   CHECK(result.rows[0].ids == std::vector<int64_t>{4, 5, 6, 7});
   CHECK(result.rows[1].ids == std::vector<int64_t>{9, 10});
   CHECK(result.rows[1].finish == FinishReason::kStop);
   CHECK(result.rows[2].ids == std::vector<int64_t>{6, 7, 8, 9});
-  CHECK(engine.history(1)[0] == 8);   // padding is no history
+  CHECK(engine.history(1)[0] == 8);  // padding is no history
   CHECK(result.prompt_tokens == 6);
 }
 
 TEST_CASE("impossible requests are refused before any work", "[generate]") {
   CountingEngine engine(/*batch=*/1, /*capacity=*/8);
   CHECK_THROWS_WITH(generate(engine, {{}}, {}), Catch::Contains("expected at least one token"));
-  CHECK_THROWS_WITH(generate(engine, {{1, 2, 3}}, {.max_new_tokens = 7}), Catch::Contains("expected to fit 8"));
+  CHECK_THROWS_WITH(generate(engine, {{1, 2, 3}}, {.max_new_tokens = 7}),
+                    Catch::Contains("expected to fit 8"));
   CHECK_THROWS_AS(generate(engine, {{1}, {2}}, {}), Error);
   CHECK_THROWS_AS(generate(engine, {{1}}, {.max_new_tokens = 0}), Error);
-  CHECK_THROWS_AS(generate(engine, {{1}}, {.max_new_tokens = 2, .sampling = {.temperature = -2}}), Error);
+  CHECK_THROWS_AS(generate(engine, {{1}}, {.max_new_tokens = 2, .sampling = {.temperature = -2}}),
+                  Error);
   CHECK(engine.lengths.empty());
 }
 
@@ -91,18 +103,18 @@ TEST_CASE("a turn appends only its own tokens and the one left over", "[generate
   CHECK(session.pending() == 1);
   session.close({9});
   const auto result = session.turn({7, 7}, {.max_new_tokens = 1, .sampling = kGreedy});
-  CHECK(result.prompt_tokens == 4);   // left over, closing, two of its own
+  CHECK(result.prompt_tokens == 4);  // left over, closing, two of its own
   CHECK(engine.history(0) == std::vector<int64_t>{1, 2, 3, 4, 5, 9, 7, 7});
   CHECK(session.room() == 64 - 8 - 1);
 }
 
 TEST_CASE("a repetition penalty reaches tokens past the k best", "[generate][sampling]") {
-  CountingEngine engine;   // logit 1 for the token after the last, 0 for the 19 others
+  CountingEngine engine;  // logit 1 for the token after the last, 0 for the 19 others
   engine.append(std::vector<int64_t>{5, 6});
   CHECK(candidates(engine, 0, {.temperature = 0}).size() == 1);
   const auto found = candidates(engine, 0, {.temperature = 1, .top_k = 2, .repetition_penalty = 4});
-  CHECK(found.size() == 20);   // the second best has 18 equals, which all stay
+  CHECK(found.size() == 20);  // the second best has 18 equals, which all stay
   CHECK(found[0].id == 7);
-  engine.append(std::vector<int64_t>{7, 6});   // now 7 is in the sequence
+  engine.append(std::vector<int64_t>{7, 6});  // now 7 is in the sequence
   CHECK(candidates(engine, 0, {.temperature = 0, .repetition_penalty = 4})[0].logit == 0.25F);
 }

@@ -50,7 +50,11 @@ TEST_CASE("row products of every instruction set equal float64's, odd sizes too"
 
       const auto half = w.to(at::kBFloat16);
       auto rounded = at::empty({rows}, at::kBFloat16);
-      kernel.gemv_bf16(data<Bf16>(half), data<float>(x), static_cast<Bf16*>(rounded.mutable_data_ptr()), rows, columns);
+      kernel.gemv_bf16(data<Bf16>(half),
+                       data<float>(x),
+                       static_cast<Bf16*>(rounded.mutable_data_ptr()),
+                       rows,
+                       columns);
       const auto wanted = half.to(at::kDouble).mv(x.to(at::kDouble));
       CHECK(max_difference(rounded, wanted) < tolerance(at::kBFloat16, wanted));
     }
@@ -58,16 +62,20 @@ TEST_CASE("row products of every instruction set equal float64's, odd sizes too"
 }
 
 TEST_CASE("rounding to bfloat16 is PyTorch's, for ties, infinities and NaN", "[kernels]") {
-  const auto bits = at::tensor({0x3f808000, 0x3f818000, 0x3f807fff, 0x7f800000, 0x7fc00001, 0x7f7fffff, 0x00000001}, at::kInt);
+  const auto bits = at::tensor(
+      {0x3f808000, 0x3f818000, 0x3f807fff, 0x7f800000, 0x7fc00001, 0x7f7fffff, 0x00000001},
+      at::kInt);
   const auto x = bits.view(at::kFloat);
   for (const auto isa : kIsas) {
     if (!kernels::has_isa(isa)) continue;
     auto y = at::empty({7}, at::kBFloat16);
-    const auto ones = at::ones({7, 1}, at::kBFloat16);   // y[r] = 1 * x[r]
+    const auto ones = at::ones({7, 1}, at::kBFloat16);  // y[r] = 1 * x[r]
     for (int64_t r = 0; r < 7; ++r) {
-      kernels::row_kernels(isa).gemv_bf16(data<Bf16>(ones), data<float>(x) + r, static_cast<Bf16*>(y.mutable_data_ptr()) + r, 1, 1);
+      kernels::row_kernels(isa).gemv_bf16(
+          data<Bf16>(ones), data<float>(x) + r, static_cast<Bf16*>(y.mutable_data_ptr()) + r, 1, 1);
     }
-    CHECK(at::equal(y.view(at::kShort).narrow(0, 0, 4), x.to(at::kBFloat16).view(at::kShort).narrow(0, 0, 4)));
+    CHECK(at::equal(y.view(at::kShort).narrow(0, 0, 4),
+                    x.to(at::kBFloat16).view(at::kShort).narrow(0, 0, 4)));
     CHECK(y[4].isnan().item<bool>());
     CHECK(at::equal(y.narrow(0, 5, 2), x.to(at::kBFloat16).narrow(0, 5, 2)));
   }
@@ -91,7 +99,8 @@ TEST_CASE("RMSNorm and Linear give the same with kernels and written out", "[ker
     CHECK(is_row_product(row, linear->weight));
     CHECK_FALSE(is_row_product(x, linear->weight));
     CHECK(max_difference(norm(x), norm_want) < tolerance(dtype, norm_want));
-    CHECK(max_difference(norm(x.transpose(0, 1)), norm_want.transpose(0, 1)) < tolerance(dtype, norm_want));
+    CHECK(max_difference(norm(x.transpose(0, 1)), norm_want.transpose(0, 1)) <
+          tolerance(dtype, norm_want));
     CHECK(linear(row).sizes() == row_want.sizes());
     CHECK(max_difference(linear(row), row_want) < tolerance(dtype, row_want));
   }
@@ -101,7 +110,8 @@ TEST_CASE("RoPE gives the same with kernels and written out", "[kernels]") {
   at::manual_seed(3);
   const auto [cos, sin] = compute_rope_params(at::arange(100, 107), /*head_dim=*/36, 1e4);
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    const auto x = at::randn({2, 7, 3, 36}).to(dtype).transpose(1, 2);   // (B, H, T, D), not contiguous
+    const auto x =
+        at::randn({2, 7, 3, 36}).to(dtype).transpose(1, 2);  // (B, H, T, D), not contiguous
     const auto want = apply_rope(x, cos, sin);
     const c10::InferenceMode inference;
     CHECK(max_difference(apply_rope(x, cos, sin), want) < tolerance(dtype, want));

@@ -36,7 +36,8 @@ TEST_CASE("a folder loads, converts, and gives the same logits", "[pretrained]")
     CHECK(loaded.stop_ids == std::vector<int64_t>{1, 106});
     CHECK(loaded.sampling.top_k == 9);
     CHECK(loaded.sampling.top_p == 0.95);
-    CHECK(max_difference(Gemma3Model(loaded.model)(tiny.want.at("ids")), tiny.want.at("logits")) < kFloatTolerance);
+    CHECK(max_difference(Gemma3Model(loaded.model)(tiny.want.at("ids")), tiny.want.at("logits")) <
+          kFloatTolerance);
 
     convert_to_folder(folder.path(), folder / "converted");
     const auto again = load_pretrained(folder / "converted");
@@ -44,10 +45,12 @@ TEST_CASE("a folder loads, converts, and gives the same logits", "[pretrained]")
     for (const auto& item : again.model->named_parameters()) {
       CHECK(at::equal(item.value(), loaded.model->named_parameters()[item.key()]));
     }
-    CHECK_THROWS_WITH(convert_to_folder(folder.path(), folder / "converted"), Catch::Contains("new or empty folder"));
+    CHECK_THROWS_WITH(convert_to_folder(folder.path(), folder / "converted"),
+                      Catch::Contains("new or empty folder"));
     CHECK_THROWS_AS(convert_to_folder(folder.path(), "/proc/none"), Error);
     for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
-      CHECK(entry.path().filename().string().find("converted.") == std::string::npos);   // nothing half-written
+      CHECK(entry.path().filename().string().find("converted.") ==
+            std::string::npos);  // nothing half-written
     }
   }
 }
@@ -77,15 +80,19 @@ TEST_CASE("weights that disagree with the config are named, with both shapes", "
   };
   const std::string up = "model.layers.3.mlp.up_proj.weight";
   CHECK(error_with([&](auto& w) { w[up] = w[up].t().contiguous(); }) ==
-        "[load_weights] model.layers.3.mlp.up_proj.weight: expected (32, 20), file has (20, 32) (model.safetensors)");
+        "[load_weights] model.layers.3.mlp.up_proj.weight: expected (32, 20), file has (20, 32) "
+        "(model.safetensors)");
   CHECK(error_with([&](auto& w) { w.erase(up); }) ==
         "[load_weights] model.layers.3.mlp.up_proj.weight: not in model.safetensors");
   CHECK_THAT(error_with([&](auto& w) { w["model.layers.9.extra"] = at::ones({2}); }),
              Catch::Contains("model.layers.9.extra: not a tensor of this model"));
-  CHECK_THAT(error_with([&](auto& w) { w[up] = w[up].to(at::kInt); }), Catch::Contains("expected a floating-point tensor"));
+  CHECK_THAT(error_with([&](auto& w) { w[up] = w[up].to(at::kInt); }),
+             Catch::Contains("expected a floating-point tensor"));
   CHECK_THAT(error_with([&](auto& w) { w["lm_head.weight"] = w["model.embed_tokens.weight"] + 1; }),
              Catch::Contains("tie_word_embeddings"));
-  CHECK(error_with([&](auto& w) { w["lm_head.weight"] = w["model.embed_tokens.weight"].clone(); }) == "loaded");
+  CHECK(error_with([&](auto& w) {
+          w["lm_head.weight"] = w["model.embed_tokens.weight"].clone();
+        }) == "loaded");
 }
 
 TEST_CASE("a path that holds no model is an error that says what was expected", "[pretrained]") {

@@ -21,7 +21,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr double kLogitTolerance = 2e-3;   // float32 sums in another order, of logits that reach 36
+constexpr double kLogitTolerance = 2e-3;  // float32 sums in another order, of logits that reach 36
 constexpr Sampling kGreedy{.temperature = 0};
 
 // The model in one dtype, loaded once for all tests of this program. Nothing where there are no weights.
@@ -38,12 +38,15 @@ const Pretrained* real(c10::ScalarType dtype) {
   return &loaded.at(dtype);
 }
 
-at::Tensor as_row(const std::vector<int64_t>& ids) { return at::tensor(ids, at::kLong).view({1, -1}); }
+at::Tensor as_row(const std::vector<int64_t>& ids) {
+  return at::tensor(ids, at::kLong).view({1, -1});
+}
 
 void append_in_pieces(Engine& engine, const std::vector<int64_t>& ids, size_t piece) {
   for (size_t start = 0; start < ids.size(); start += piece) {
-    engine.append(std::vector<int64_t>(ids.begin() + static_cast<int64_t>(start),
-                                       ids.begin() + static_cast<int64_t>(std::min(ids.size(), start + piece))));
+    engine.append(std::vector<int64_t>(
+        ids.begin() + static_cast<int64_t>(start),
+        ids.begin() + static_cast<int64_t>(std::min(ids.size(), start + piece))));
   }
 }
 
@@ -90,7 +93,8 @@ TEST_CASE("float32 logits equal transformers' on every prompt", "[real]") {
     const auto best = logits.argmax(-1);
     std::vector<size_t> near_ties;
     for (size_t t = 0; t < ids.size(); ++t) {
-      const bool equal = best[static_cast<int64_t>(t)].item<int64_t>() == prompt["argmax"][t].get<int64_t>();
+      const bool equal =
+          best[static_cast<int64_t>(t)].item<int64_t>() == prompt["argmax"][t].get<int64_t>();
       if (prompt["gap"][t].get<double>() > 2 * kLogitTolerance) {
         CAPTURE(t);
         CHECK(equal);
@@ -98,12 +102,17 @@ TEST_CASE("float32 logits equal transformers' on every prompt", "[real]") {
         near_ties.push_back(t);
       }
     }
-    std::cout << fmt::format("{}: {} tokens, largest logit difference {:.2e}, near ties decided otherwise: {}\n",
-                             prompt["name"].get<std::string>(), ids.size(), worst, near_ties);
+    std::cout << fmt::format(
+        "{}: {} tokens, largest logit difference {:.2e}, near ties decided otherwise: {}\n",
+        prompt["name"].get<std::string>(),
+        ids.size(),
+        worst,
+        near_ties);
   }
 }
 
-TEST_CASE("48 greedy tokens are transformers', with the cache and without, for every chunk", "[real]") {
+TEST_CASE("48 greedy tokens are transformers', with the cache and without, for every chunk",
+          "[real]") {
   const auto* loaded = real(c10::kFloat);
   if (loaded == nullptr) return;
   struct Way {
@@ -114,7 +123,8 @@ TEST_CASE("48 greedy tokens are transformers', with the cache and without, for e
   for (const auto& prompt : goldens) {
     const std::vector<int64_t> ids = prompt["ids"];
     const std::vector<int64_t> want = prompt["greedy"];
-    for (const auto& [chunk, piece] : {Way{512, 1}, {512, 7}, {511, 4096}, {512, 4096}, {513, 4096}, {2048, 4096}}) {
+    for (const auto& [chunk, piece] :
+         {Way{512, 1}, {512, 7}, {511, 4096}, {512, 4096}, {513, 4096}, {2048, 4096}}) {
       CAPTURE(prompt["name"].get<std::string>(), chunk, piece);
       const auto engine = make_engine(loaded->model, {.capacity = 2048, .chunk = chunk});
       append_in_pieces(*engine, ids, piece);
@@ -125,8 +135,9 @@ TEST_CASE("48 greedy tokens are transformers', with the cache and without, for e
     all.insert(all.end(), want.begin(), want.end() - 1);
     const at::NoGradGuard no_grad;
     const auto hidden = Gemma3Model(loaded->model)->hidden(as_row(all));
-    const auto chosen = Linear(loaded->model->out_head)->forward(
-        hidden[0].narrow(0, static_cast<int64_t>(ids.size()) - 1, 48)).argmax(-1);
+    const auto chosen = Linear(loaded->model->out_head)
+                            ->forward(hidden[0].narrow(0, static_cast<int64_t>(ids.size()) - 1, 48))
+                            .argmax(-1);
     CAPTURE(prompt["name"].get<std::string>());
     CHECK(at::equal(chosen, at::tensor(want, at::kLong)));
   }
@@ -137,7 +148,7 @@ TEST_CASE("rewind at the ring's slack goes on as a fresh run does", "[real]") {
   if (loaded == nullptr) return;
   const std::vector<int64_t> ids = golden_json("real_270m.json")["prompts"].back()["ids"];
   const auto length = static_cast<int64_t>(ids.size());
-  const auto engine = make_engine(loaded->model, {.capacity = 2048});   // ring 1023, slack 511
+  const auto engine = make_engine(loaded->model, {.capacity = 2048});  // ring 1023, slack 511
   engine->append(ids);
   const auto want = engine->logits(Rows::kLast);
   CHECK_THROWS_AS(engine->rewind(length - 512), Error);
@@ -191,7 +202,7 @@ TEST_CASE("bfloat16 is as near to float32 as transformers' own bfloat16", "[real
   const auto b = make_engine(rounded->model, {.capacity = count});
   double sum = 0;
   int64_t equal = 0;
-  for (int64_t start = 0; start < count; start += 500) {   // 500 rows of logits are 500 MiB
+  for (int64_t start = 0; start < count; start += 500) {  // 500 rows of logits are 500 MiB
     const std::vector<int64_t> piece(text.begin() + start, text.begin() + start + 500);
     a->append(piece);
     b->append(piece);
@@ -203,7 +214,12 @@ TEST_CASE("bfloat16 is as near to float32 as transformers' own bfloat16", "[real
   }
   const double kl = sum / static_cast<double>(count);
   const double theirs = golden["bfloat16"]["sdpa"]["mean_kl"];
-  std::cout << fmt::format("bfloat16: mean KL {:.6f} (transformers {:.6f}), argmax equal {} of {}\n", kl, theirs, equal, count);
+  std::cout << fmt::format(
+      "bfloat16: mean KL {:.6f} (transformers {:.6f}), argmax equal {} of {}\n",
+      kl,
+      theirs,
+      equal,
+      count);
   CHECK(kl <= 1.1 * theirs);
 }
 

@@ -17,7 +17,7 @@ std::vector<Candidate> sorted(const std::vector<float>& logits) {
   for (size_t i = 0; i < logits.size(); ++i) {
     all.push_back({static_cast<int64_t>(i), logits[i]});
   }
-  apply_repetition_penalty(all, {}, 1.0);   // sorts
+  apply_repetition_penalty(all, {}, 1.0);  // sorts
   return all;
 }
 
@@ -72,9 +72,11 @@ TEST_CASE("temperature 0 is the best candidate, the lower id of equals", "[sampl
 }
 
 TEST_CASE("sampling values out of range are named", "[sampling]") {
-  CHECK_THROWS_WITH(check_sampling({.temperature = -1}), Catch::Contains("temperature") && Catch::Contains("got -1"));
+  CHECK_THROWS_WITH(check_sampling({.temperature = -1}),
+                    Catch::Contains("temperature") && Catch::Contains("got -1"));
   CHECK_THROWS_WITH(check_sampling({.top_k = -3}), Catch::Contains("top_k"));
   CHECK_THROWS_WITH(check_sampling({.top_p = 0}), Catch::Contains("top_p"));
   CHECK_THROWS_WITH(check_sampling({.min_p = 2}), Catch::Contains("min_p"));
-  CHECK_THROWS_WITH(check_sampling({.repetition_penalty = 0}), Catch::Contains("repetition_penalty"));
+  CHECK_THROWS_WITH(check_sampling({.repetition_penalty = 0}),
+                    Catch::Contains("repetition_penalty"));
 }

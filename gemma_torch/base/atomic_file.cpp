@@ -16,7 +16,8 @@ namespace gemma_torch {
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".XXXXXX") {
   descriptor_ = ::mkstemp(temporary_.data());
   check(descriptor_ >= 0, "[write] {}: {}", path_, std::strerror(errno));
-  const mode_t mask = ::umask(0);   // mkstemp makes a file for its owner alone; give it the usual rights
+  const mode_t mask =
+      ::umask(0);  // mkstemp makes a file for its owner alone; give it the usual rights
   ::umask(mask);
   ::fchmod(descriptor_, 0666 & ~mask);
 }

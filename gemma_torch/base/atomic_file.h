@@ -16,7 +16,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(const void* data, size_t bytes);
-  void commit();   // flushes to disk, then renames
+  void commit();  // flushes to disk, then renames
 
  private:
   std::string path_;

@@ -92,7 +92,7 @@ int usable_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    std::set<std::string> physical;   // hyper-threads of one core name the same siblings
+    std::set<std::string> physical;  // hyper-threads of one core name the same siblings
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (CPU_ISSET(cpu, &set)) {
         const auto siblings = first_line(
@@ -115,8 +115,16 @@ std::vector<std::string> cpu_features() {
     if (line.starts_with("flags")) {
       std::istringstream words(line);
       const std::set<std::string> flags{std::istream_iterator<std::string>(words), {}};
-      for (const char* name : {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni",
-                               "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8"}) {
+      for (const char* name : {"avx2",
+                               "fma",
+                               "f16c",
+                               "avx512f",
+                               "avx512bw",
+                               "avx512_vnni",
+                               "avx512_bf16",
+                               "avx_vnni",
+                               "amx_bf16",
+                               "amx_int8"}) {
         if (flags.contains(name)) {
           found.emplace_back(name);
         }
@@ -136,7 +144,7 @@ int64_t peak_memory_bytes() {
 #ifdef __APPLE__
   return usage.ru_maxrss;
 #else
-  return int64_t{1024} * usage.ru_maxrss;   // Linux counts kibibytes
+  return int64_t{1024} * usage.ru_maxrss;  // Linux counts kibibytes
 #endif
 }
 

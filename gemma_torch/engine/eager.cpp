@@ -52,8 +52,10 @@ at::Tensor EagerEngine::logits(Rows rows) {
 }
 
 at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
-  check(hidden_.defined(), "[log_prob] expected an append since the last reset or rewind, got none");
-  check(targets.dim() == 2 && targets.size(0) == hidden_.size(0) && targets.size(1) == hidden_.size(1),
+  check(hidden_.defined(),
+        "[log_prob] expected an append since the last reset or rewind, got none");
+  check(targets.dim() == 2 && targets.size(0) == hidden_.size(0) &&
+            targets.size(1) == hidden_.size(1),
         "[log_prob] targets: expected ({}, {}), got {}",
         hidden_.size(0),
         hidden_.size(1),
@@ -64,7 +66,7 @@ at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
     const auto length = std::min(kScoredRows, targets.size(1) - start);
     const auto x = hidden_.narrow(/*dim=*/1, start, length);
     const auto wanted = targets.narrow(/*dim=*/1, start, length).to(x.device()).unsqueeze(-1);
-    const auto scores = model_->out_head(x).to(at::kFloat);   // sums of 262,144 terms need float32
+    const auto scores = model_->out_head(x).to(at::kFloat);  // sums of 262,144 terms need float32
     const auto chosen = scores.gather(/*dim=*/-1, wanted).squeeze(-1);
     parts.push_back((chosen - scores.logsumexp(/*dim=*/-1)).to(at::kCPU));
   }

@@ -23,7 +23,7 @@ class EagerEngine : public Engine {
   Gemma3Model model_;
   KvCache cache_;
   Probe probe_;
-  at::Tensor hidden_;   // (B, T, E) of the last append; undefined after reset and rewind
+  at::Tensor hidden_;  // (B, T, E) of the last append; undefined after reset and rewind
 };
 
 }  // namespace gemma_torch

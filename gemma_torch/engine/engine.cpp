@@ -37,13 +37,16 @@ void Engine::append(const at::Tensor& given) {
         "[append] ids: expected ({}, T) with T of at least 1, got {}",
         batch_,
         shape_str(given.sizes()));
-  check(given.scalar_type() == at::kLong, "[append] ids: expected int64, got {}", c10::toString(given.scalar_type()));
+  check(given.scalar_type() == at::kLong,
+        "[append] ids: expected int64, got {}",
+        c10::toString(given.scalar_type()));
   const auto T = given.size(1);
-  check(position() + T <= capacity_,
-        "[append] expected at most {} tokens, got {} at position {}. Hint: a larger capacity (--ctx)",
-        capacity_,
-        T,
-        position());
+  check(
+      position() + T <= capacity_,
+      "[append] expected at most {} tokens, got {} at position {}. Hint: a larger capacity (--ctx)",
+      capacity_,
+      T,
+      position());
   const auto ids = given.to(at::kCPU).contiguous();
   const int64_t* data = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < ids.numel(); ++i) {
@@ -70,7 +73,7 @@ void Engine::append(const std::vector<int64_t>& ids) {
 
 TopK Engine::top(int64_t k) {
   check(k >= 1, "[top] k: expected at least 1, got {}", k);
-  const auto last = logits(Rows::kLast).squeeze(/*dim=*/1);   // (B, V)
+  const auto last = logits(Rows::kLast).squeeze(/*dim=*/1);  // (B, V)
   if (k == 1) {
     const auto ids = last.argmax(/*dim=*/-1, /*keepdim=*/true);
     return {ids.to(at::kCPU), last.gather(/*dim=*/-1, ids).to(at::kCPU)};
@@ -93,7 +96,8 @@ void Engine::rewind(int64_t position) {
 }
 
 void Engine::reset(const at::Tensor& first) {
-  check(!first.defined() || (first.dim() == 1 && first.size(0) == batch_ && first.scalar_type() == at::kLong),
+  check(!first.defined() ||
+            (first.dim() == 1 && first.size(0) == batch_ && first.scalar_type() == at::kLong),
         "[reset] first: expected ({}) int64, got {} {}",
         batch_,
         first.defined() ? shape_str(first.sizes()) : "",
@@ -173,7 +177,9 @@ EngineKind parse_engine(const std::string& name) {
   return name == "auto" ? EngineKind::kAuto : EngineKind::kEager;
 }
 
-std::string engine_name(EngineKind) { return "eager"; }
+std::string engine_name(EngineKind) {
+  return "eager";
+}
 
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
   return std::make_unique<EagerEngine>(std::move(model), options);

@@ -17,8 +17,8 @@ enum class Rows { kLast, kAll };
 
 /// The k best next tokens of each row, best first, the lower id of equals first. On the CPU.
 struct TopK {
-  at::Tensor ids;      // (B, k) int64
-  at::Tensor logits;   // (B, k) float32
+  at::Tensor ids;     // (B, k) int64
+  at::Tensor logits;  // (B, k) float32
 };
 
 /// Called with each new token of a row; false ends that row.
@@ -35,7 +35,7 @@ class Engine {
   /// Runs ids (B, T) int64, any T, into the cache. Forms no logits.
   /// Throws: Error for an id outside the vocabulary, another B, or more tokens than the capacity; before any work.
   void append(const at::Tensor& ids);
-  void append(const std::vector<int64_t>& ids);   // the same for one row
+  void append(const std::vector<int64_t>& ids);  // the same for one row
 
   /// Logits after the last token, (B, 1, V), or after each token of the last append, (B, T, V); float32, on the
   /// engine's device. Throws: Error if nothing was appended since the last reset or rewind.
@@ -61,26 +61,29 @@ class Engine {
   /// The last token chosen is not appended. Random draws are of `sampling.seed`, a stream for each row.
   virtual void decode(int64_t n, const Sampling& sampling, const OnToken& on_token);
 
-  virtual int64_t position() const = 0;   // tokens in the cache, padding included
+  virtual int64_t position() const = 0;  // tokens in the cache, padding included
   int64_t capacity() const { return capacity_; }
   int64_t batch() const { return batch_; }
   int64_t vocab_size() const { return vocab_size_; }
 
   /// The tokens of a row so far, without its padding.
-  const std::vector<int64_t>& history(int64_t row) const { return history_[static_cast<size_t>(row)]; }
+  const std::vector<int64_t>& history(int64_t row) const {
+    return history_[static_cast<size_t>(row)];
+  }
 
  protected:
   Engine(int64_t batch, int64_t capacity, int64_t vocab_size);
 
  private:
-  virtual void do_append(const at::Tensor& ids) = 0;   // checked: (B, T) int64 on the CPU, T >= 1, fits
+  virtual void do_append(
+      const at::Tensor& ids) = 0;  // checked: (B, T) int64 on the CPU, T >= 1, fits
   virtual void do_rewind(int64_t position) = 0;
-  virtual void do_reset(const at::Tensor& first) = 0;   // checked: (B) int64, or undefined
+  virtual void do_reset(const at::Tensor& first) = 0;  // checked: (B) int64, or undefined
   virtual void do_copy_from(const Engine& other) = 0;
 
   int64_t batch_, capacity_, vocab_size_;
-  std::vector<std::vector<int64_t>> history_;   // B of them
-  std::vector<int64_t> padding_;                // B
+  std::vector<std::vector<int64_t>> history_;  // B of them
+  std::vector<int64_t> padding_;               // B
 };
 
 /// The candidates that `sampling` can choose from in one row, best first, the repetition penalty applied.
@@ -90,16 +93,16 @@ enum class EngineKind { kAuto, kEager };
 
 struct EngineOptions {
   EngineKind kind = EngineKind::kAuto;
-  int64_t capacity = 4096;   // tokens a row may hold
+  int64_t capacity = 4096;  // tokens a row may hold
   int64_t batch = 1;
-  int64_t chunk = 512;                                // most tokens of one pass of the model
-  std::optional<c10::ScalarType> kv_dtype = {};   // default: the weights' own
-  Probe probe = {};                                   // eager only
+  int64_t chunk = 512;                           // most tokens of one pass of the model
+  std::optional<c10::ScalarType> kv_dtype = {};  // default: the weights' own
+  Probe probe = {};                              // eager only
 };
 
 /// "auto" or "eager". Throws: Error for another name.
 EngineKind parse_engine(const std::string& name);
-std::string engine_name(EngineKind kind);   // what kAuto stands for is named
+std::string engine_name(EngineKind kind);  // what kAuto stands for is named
 
 /// An engine over `model`, on the model's device. Throws: Error naming what the kind cannot serve.
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options = {});

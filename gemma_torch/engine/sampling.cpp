@@ -14,11 +14,14 @@ bool better(const Candidate& a, const Candidate& b) {
 }
 
 // Shares of the first `count` candidates, most likely first.
-std::vector<double> softmax(const std::vector<Candidate>& candidates, size_t count, double temperature) {
+std::vector<double> softmax(const std::vector<Candidate>& candidates,
+                            size_t count,
+                            double temperature) {
   std::vector<double> shares(count);
   double sum = 0;
   for (size_t i = 0; i < count; ++i) {
-    shares[i] = std::exp((static_cast<double>(candidates[i].logit) - candidates[0].logit) / temperature);
+    shares[i] =
+        std::exp((static_cast<double>(candidates[i].logit) - candidates[0].logit) / temperature);
     sum += shares[i];
   }
   for (auto& share : shares) {
@@ -70,9 +73,10 @@ std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampl
   if (s.temperature == 0) {
     return {1.0};
   }
-  size_t k = s.top_k > 0 ? std::min(static_cast<size_t>(s.top_k), candidates.size()) : candidates.size();
+  size_t k =
+      s.top_k > 0 ? std::min(static_cast<size_t>(s.top_k), candidates.size()) : candidates.size();
   while (k < candidates.size() && candidates[k].logit == candidates[k - 1].logit) {
-    ++k;   // equals of the k-th stay
+    ++k;  // equals of the k-th stay
   }
   auto shares = softmax(candidates, k, s.temperature);
   if (s.top_p < 1) {
@@ -84,7 +88,8 @@ std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampl
   }
   if (s.min_p > 0) {
     const double least = s.min_p * shares[0];
-    const auto end = std::find_if(shares.begin(), shares.end(), [&](double p) { return p < least; });
+    const auto end =
+        std::find_if(shares.begin(), shares.end(), [&](double p) { return p < least; });
     renormalize(shares, static_cast<size_t>(end - shares.begin()));
   }
   return shares;

@@ -10,11 +10,12 @@ namespace gemma_torch {
 /// How the next token is chosen. In the order and with the meaning of transformers' generate(): repetition penalty,
 /// temperature, top-k, top-p, min-p, then a draw from what is left. Computed in float32, sums in float64.
 struct Sampling {
-  double temperature = 1.0;          // 0: the most likely token (greedy)
-  int64_t top_k = 0;                 // keep the k most likely; 0: all
-  double top_p = 1.0;                // keep the fewest most likely that together reach p
-  double min_p = 0.0;                // keep those at least p times as likely as the most likely
-  double repetition_penalty = 1.0;   // divides positive, multiplies negative logits of tokens in the sequence
+  double temperature = 1.0;  // 0: the most likely token (greedy)
+  int64_t top_k = 0;         // keep the k most likely; 0: all
+  double top_p = 1.0;        // keep the fewest most likely that together reach p
+  double min_p = 0.0;        // keep those at least p times as likely as the most likely
+  double repetition_penalty =
+      1.0;  // divides positive, multiplies negative logits of tokens in the sequence
   uint64_t seed = 0;
 };
 
@@ -37,6 +38,8 @@ void apply_repetition_penalty(std::vector<Candidate>& candidates,
 std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampling& sampling);
 
 /// A token drawn with the probabilities that filter() leaves.
-int64_t draw(const std::vector<Candidate>& candidates, const Sampling& sampling, std::mt19937_64& random);
+int64_t draw(const std::vector<Candidate>& candidates,
+             const Sampling& sampling,
+             std::mt19937_64& random);
 
 }  // namespace gemma_torch

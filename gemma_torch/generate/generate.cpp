@@ -39,7 +39,8 @@ void check_request(const Engine& engine,
         "[generate] max_new_tokens: expected at least 1, got {}",
         options.max_new_tokens);
   for (size_t row = 0; row < prompts.size(); ++row) {
-    check(!prompts[row].empty(), "[generate] prompt {}: expected at least one token, got none", row);
+    check(
+        !prompts[row].empty(), "[generate] prompt {}: expected at least one token, got none", row);
   }
   // The last token chosen is never appended.
   const auto needed = engine.position() + longest(prompts) + options.max_new_tokens - 1;
@@ -61,7 +62,8 @@ void append_prompts(Engine& engine, const std::vector<std::vector<int64_t>>& pro
     const auto& prompt = prompts[static_cast<size_t>(row)];
     const auto padding = length - static_cast<int64_t>(prompt.size());
     first.mutable_data_ptr<int64_t>()[row] = padding;
-    std::copy(prompt.begin(), prompt.end(), ids.mutable_data_ptr<int64_t>() + row * length + padding);
+    std::copy(
+        prompt.begin(), prompt.end(), ids.mutable_data_ptr<int64_t>() + row * length + padding);
   }
   if (engine.batch() > 1) {
     engine.reset(first);
@@ -72,7 +74,9 @@ void append_prompts(Engine& engine, const std::vector<std::vector<int64_t>>& pro
 }  // namespace
 
 const char* finish_name(FinishReason reason) {
-  return reason == FinishReason::kStop ? "stop" : reason == FinishReason::kLength ? "length" : "callback";
+  return reason == FinishReason::kStop     ? "stop"
+         : reason == FinishReason::kLength ? "length"
+                                           : "callback";
 }
 
 GenerateResult generate(Engine& engine,
@@ -103,7 +107,9 @@ GenerateResult generate(Engine& engine,
     const auto& stops = options.stop_ids;
     const bool wanted = !on_token || on_token(row, id);
     const bool stop = std::find(stops.begin(), stops.end(), id) != stops.end();
-    out.finish = stop ? FinishReason::kStop : !wanted ? FinishReason::kCallback : FinishReason::kLength;
+    out.finish = stop      ? FinishReason::kStop
+                 : !wanted ? FinishReason::kCallback
+                           : FinishReason::kLength;
     ended[index] = stop || !wanted;
     return !ended[index];
   });

@@ -10,7 +10,7 @@ namespace gemma_torch {
 struct GenerateOptions {
   int64_t max_new_tokens = 64;
   Sampling sampling = {};
-  std::vector<int64_t> stop_ids = {};   // a token of these ends its row, and is its last
+  std::vector<int64_t> stop_ids = {};  // a token of these ends its row, and is its last
 };
 
 enum class FinishReason { kStop, kLength, kCallback };
@@ -19,17 +19,17 @@ enum class FinishReason { kStop, kLength, kCallback };
 const char* finish_name(FinishReason reason);
 
 struct Generation {
-  std::vector<int64_t> ids = {};   // the new tokens, a stop id among them
+  std::vector<int64_t> ids = {};  // the new tokens, a stop id among them
   FinishReason finish = FinishReason::kLength;
 };
 
 struct GenerateResult {
   std::vector<Generation> rows = {};
-  int64_t prompt_tokens = 0;        // run in this call, padding not counted
+  int64_t prompt_tokens = 0;  // run in this call, padding not counted
   double prefill_seconds = 0;
-  double first_token_seconds = 0;   // from the call to the first token
-  double decode_seconds = 0;        // from the first token to the last
-  int64_t decode_steps = 0;         // tokens after the first, of the longest row
+  double first_token_seconds = 0;  // from the call to the first token
+  double decode_seconds = 0;       // from the first token to the last
+  int64_t decode_steps = 0;        // tokens after the first, of the longest row
 };
 
 /// Appends the prompts, one for each row of the engine, and goes on from them.
@@ -54,14 +54,18 @@ class Session {
   /// Tokens that still fit.
   int64_t room() const { return engine_.capacity() - engine_.position() - pending(); }
 
-  GenerateResult turn(const std::vector<int64_t>& ids, const GenerateOptions& options, const OnToken& on_token = {});
+  GenerateResult turn(const std::vector<int64_t>& ids,
+                      const GenerateOptions& options,
+                      const OnToken& on_token = {});
 
   /// Adds ids to what the next turn appends first (closing a turn that was cut).
-  void close(const std::vector<int64_t>& ids) { pending_.insert(pending_.end(), ids.begin(), ids.end()); }
+  void close(const std::vector<int64_t>& ids) {
+    pending_.insert(pending_.end(), ids.begin(), ids.end());
+  }
 
  private:
   Engine& engine_;
-  std::vector<int64_t> pending_;   // chosen, not appended
+  std::vector<int64_t> pending_;  // chosen, not appended
 };
 
 }  // namespace gemma_torch

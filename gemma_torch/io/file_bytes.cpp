@@ -25,24 +25,26 @@ FileBytes map_file(const std::string& path) {
 
 FileBytes read_to_large_pages(const std::string& path) {
   constexpr int64_t kPiece = int64_t{4} << 20;
-  const MappedFile file(path);   // opens, checks and measures it; its pages are not touched
+  const MappedFile file(path);  // opens, checks and measures it; its pages are not touched
   auto owner = large_pages(file.size());
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   check(descriptor >= 0, "[open] {}: {}", path, std::strerror(errno));
   const auto size = static_cast<int64_t>(file.size());
   std::atomic<bool> whole{true};
-  at::parallel_for(0, (size + kPiece - 1) / kPiece, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-    int64_t at = begin * kPiece;
-    const int64_t stop = std::min(size, end * kPiece);
-    while (at < stop) {
-      const auto got = ::pread(descriptor, owner.get() + at, static_cast<size_t>(stop - at), at);
-      if (got <= 0 && errno != EINTR) {
-        whole = false;
-        return;
-      }
-      at += std::max<int64_t>(got, 0);
-    }
-  });
+  at::parallel_for(
+      0, (size + kPiece - 1) / kPiece, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+        int64_t at = begin * kPiece;
+        const int64_t stop = std::min(size, end * kPiece);
+        while (at < stop) {
+          const auto got =
+              ::pread(descriptor, owner.get() + at, static_cast<size_t>(stop - at), at);
+          if (got <= 0 && errno != EINTR) {
+            whole = false;
+            return;
+          }
+          at += std::max<int64_t>(got, 0);
+        }
+      });
   ::close(descriptor);
   check(whole, "[read] {}: expected {} bytes, the file ended or failed before", path, size);
   auto* data = owner.get();

@@ -102,7 +102,7 @@ std::string hf_name(const std::string& parameter) {
   if (parameter == "out_head.weight") {
     return "lm_head.weight";
   }
-  const auto dot = parameter.find('.', 7);   // "blocks.N."
+  const auto dot = parameter.find('.', 7);  // "blocks.N."
   if (parameter.starts_with("blocks.") && dot != std::string::npos) {
     for (const auto& [ours, theirs] : kLayerNames) {
       if (parameter.compare(dot + 1, std::string::npos, ours) == 0) {
@@ -118,7 +118,7 @@ Gemma3Model build_model(const Gemma3Config& cfg,
                         c10::Device device,
                         const std::string& place) {
   tensors = text_part(std::move(tensors));
-  Gemma3Model model(cfg, torch::kCPU, Init::kNone);   // memory that is replaced before it is touched
+  Gemma3Model model(cfg, torch::kCPU, Init::kNone);  // memory that is replaced before it is touched
   if (cfg.tie_word_embeddings) {
     const auto embedding = tensors.find("model.embed_tokens.weight");
     check(embedding != tensors.end(), "[load_weights] model.embed_tokens.weight: not in {}", place);
@@ -135,7 +135,9 @@ Gemma3Model build_model(const Gemma3Config& cfg,
           shape_str(tensor.sizes()),
           place);
     const bool ready = tensor.device() == device && tensor.scalar_type() == cfg.dtype;
-    item.value().set_data(ready ? tensor : device.is_cpu() ? widened(tensor, cfg.dtype) : tensor.to(device, cfg.dtype));
+    item.value().set_data(ready             ? tensor
+                          : device.is_cpu() ? widened(tensor, cfg.dtype)
+                                            : tensor.to(device, cfg.dtype));
   }
   check(tensors.empty(),
         "[load_weights] {}: not a tensor of this model ({}; {} such in all)",
@@ -155,17 +157,20 @@ TensorMap hf_weights(const Gemma3Model& model) {
 
 nlohmann::json read_json(const std::string& folder, const std::string& name) {
   const std::string path = folder + "/" + name;
-  return fs::exists(path) ? parse_strict_json(read_file(path, /*limit=*/1 << 24), /*depth=*/32, path)
-                          : nlohmann::json();
+  return fs::exists(path)
+             ? parse_strict_json(read_file(path, /*limit=*/1 << 24), /*depth=*/32, path)
+             : nlohmann::json();
 }
 
 TensorMap read_folder_weights(const std::string& folder) {
   const std::string single = folder + "/model.safetensors";
   const std::string index = folder + "/model.safetensors.index.json";
   check(fs::exists(single) || fs::exists(index),
-        "[load_weights] {}: expected model.safetensors or model.safetensors.index.json, found neither",
+        "[load_weights] {}: expected model.safetensors or model.safetensors.index.json, found "
+        "neither",
         folder);
-  return fs::exists(single) ? read_safetensors(read_to_large_pages(single)) : load_sharded_safetensors(index);
+  return fs::exists(single) ? read_safetensors(read_to_large_pages(single))
+                            : load_sharded_safetensors(index);
 }
 
 AtomicFolder::AtomicFolder(const std::string& path) : path_(path) {
@@ -173,7 +178,8 @@ AtomicFolder::AtomicFolder(const std::string& path) : path_(path) {
     path_.pop_back();
   }
   check(!fs::exists(path_) || (fs::is_directory(path_) && fs::is_empty(path_)),
-        "[write] {}: expected a new or empty folder, found one with content. Hint: another name, or remove it",
+        "[write] {}: expected a new or empty folder, found one with content. Hint: another name, "
+        "or remove it",
         path_);
   temporary_ = path_ + ".XXXXXX";
   check(::mkdtemp(temporary_.data()) != nullptr, "[write] {}: {}", path_, std::strerror(errno));
@@ -191,7 +197,7 @@ AtomicFolder::~AtomicFolder() {
 
 void AtomicFolder::commit() {
   std::error_code reason;
-  fs::rename(temporary_, path_, reason);   // also over an empty folder
+  fs::rename(temporary_, path_, reason);  // also over an empty folder
   check(!reason, "[write] {}: {}", path_, reason.message());
   temporary_.clear();
 }

@@ -17,7 +17,10 @@ std::string hf_name(const std::string& parameter);
 /// Strict: every parameter is filled, every tensor is used once, shapes are equal. Of a multimodal checkpoint
 /// (names below "language_model.") the text part is taken.
 /// Throws: Error naming the tensor, both shapes and `place` (the file or folder).
-Gemma3Model build_model(const Gemma3Config& cfg, TensorMap tensors, c10::Device device, const std::string& place);
+Gemma3Model build_model(const Gemma3Config& cfg,
+                        TensorMap tensors,
+                        c10::Device device,
+                        const std::string& place);
 
 /// The model's parameters under Hugging Face's names.
 TensorMap hf_weights(const Gemma3Model& model);
@@ -34,7 +37,7 @@ class AtomicFolder {
  public:
   /// Throws: Error if `path` exists and is anything but an empty folder, or cannot be made.
   explicit AtomicFolder(const std::string& path);
-  ~AtomicFolder();   // removes what was not committed
+  ~AtomicFolder();  // removes what was not committed
   AtomicFolder(const AtomicFolder&) = delete;
   AtomicFolder& operator=(const AtomicFolder&) = delete;
 

@@ -17,23 +17,58 @@ constexpr const char* kSliding = "sliding_attention";
 constexpr const char* kFull = "full_attention";
 
 // Fields that say nothing about the forward pass, or that are read elsewhere (token ids: pretrained.cpp).
-const std::set<std::string> kIgnored = {
-    "architectures",         "model_type",          "transformers_version", "torch_dtype",
-    "dtype",                 "use_cache",           "initializer_range",    "attention_dropout",
-    "bos_token_id",          "eos_token_id",        "pad_token_id",         "cache_implementation",
-    "return_dict",           "output_attentions",   "output_hidden_states", "chunk_size_feed_forward",
-    "is_encoder_decoder",    "problem_type",        "id2label",             "label2id",
-    "vision_config",         "boi_token_index",     "eoi_token_index",      "image_token_index",
-    "mm_tokens_per_image",   "boi_token_id",        "eoi_token_id",         "image_token_id",
-    "tie_encoder_decoder",   "is_decoder",          "cross_attention_hidden_size",
-    "add_cross_attention",   "pruned_heads",        "torchscript",          "use_bfloat16",
-    "tf_legacy_loss",        "finetuning_task",     "task_specific_params", "tokenizer_class",
-    "prefix",                "sep_token_id",        "decoder_start_token_id", "name_or_path",
-    "text_config",           "tie_word_embeddings"};
+const std::set<std::string> kIgnored = {"architectures",
+                                        "model_type",
+                                        "transformers_version",
+                                        "torch_dtype",
+                                        "dtype",
+                                        "use_cache",
+                                        "initializer_range",
+                                        "attention_dropout",
+                                        "bos_token_id",
+                                        "eos_token_id",
+                                        "pad_token_id",
+                                        "cache_implementation",
+                                        "return_dict",
+                                        "output_attentions",
+                                        "output_hidden_states",
+                                        "chunk_size_feed_forward",
+                                        "is_encoder_decoder",
+                                        "problem_type",
+                                        "id2label",
+                                        "label2id",
+                                        "vision_config",
+                                        "boi_token_index",
+                                        "eoi_token_index",
+                                        "image_token_index",
+                                        "mm_tokens_per_image",
+                                        "boi_token_id",
+                                        "eoi_token_id",
+                                        "image_token_id",
+                                        "tie_encoder_decoder",
+                                        "is_decoder",
+                                        "cross_attention_hidden_size",
+                                        "add_cross_attention",
+                                        "pruned_heads",
+                                        "torchscript",
+                                        "use_bfloat16",
+                                        "tf_legacy_loss",
+                                        "finetuning_task",
+                                        "task_specific_params",
+                                        "tokenizer_class",
+                                        "prefix",
+                                        "sep_token_id",
+                                        "decoder_start_token_id",
+                                        "name_or_path",
+                                        "text_config",
+                                        "tie_word_embeddings"};
 
 [[noreturn]] void bad(const std::string& key, const std::string& expected, const json& got) {
   const std::string text = got.dump(-1, ' ', false, json::error_handler_t::replace);
-  fail("[config] {}: expected {}, got {}", key, expected, text.size() > 80 ? text.substr(0, 80) + ".." : text);
+  fail("[config] {}: expected {}, got {}",
+       key,
+       expected,
+       text.size() > 80 ? text.substr(0, 80) + ".." : text);
 }
 
 // A config object that remembers which of its fields were read, so that the others can be named.
@@ -53,7 +88,8 @@ class Fields {
       return std::nullopt;
     }
     // A size past 2^31 is damage, and would overflow products of sizes.
-    if (!value->is_number_integer() || (value->is_number_unsigned() && value->get<uint64_t>() > INT32_MAX) ||
+    if (!value->is_number_integer() ||
+        (value->is_number_unsigned() && value->get<uint64_t>() > INT32_MAX) ||
         value->get<int64_t>() < 1 || value->get<int64_t>() > INT32_MAX) {
       bad(key, "a whole number from 1 to 2147483647", *value);
     }
@@ -109,7 +145,10 @@ std::optional<std::string> stated_dtype(const json& object) {
       bad(key, "float32, bfloat16 or float16", *at);
     }
     const auto value = at->get<std::string>();
-    check(!name || *name == value, "[config] torch_dtype: {} disagrees with dtype {}", value, name.value_or(""));
+    check(!name || *name == value,
+          "[config] torch_dtype: {} disagrees with dtype {}",
+          value,
+          name.value_or(""));
     name = value;
   }
   return name;
@@ -281,7 +320,7 @@ Gemma3Config parse_config(const json& root) {
   }
   const json& text = nested == root.end() ? root : *nested;
   Fields fields(text);
-  Gemma3Config cfg;   // what a file leaves out gets the default of transformers' Gemma3TextConfig
+  Gemma3Config cfg;  // what a file leaves out gets the default of transformers' Gemma3TextConfig
   cfg.emb_dim = fields.required("hidden_size");
   cfg.hidden_dim = fields.required("intermediate_size");
   cfg.n_layers = fields.required("num_hidden_layers");
@@ -298,7 +337,9 @@ Gemma3Config parse_config(const json& root) {
         scalar);
   cfg.query_pre_attn_scalar = static_cast<int64_t>(scalar);
   cfg.rms_norm_eps = fields.number("rms_norm_eps").value_or(1e-6);
-  check(cfg.n_layers <= 1024, "[config] num_hidden_layers: expected at most 1024, got {}", cfg.n_layers);
+  check(cfg.n_layers <= 1024,
+        "[config] num_hidden_layers: expected at most 1024, got {}",
+        cfg.n_layers);
   for (const json* object : {&root, &text}) {
     const auto tied = object->find("tie_word_embeddings");
     if (tied != object->end() && !tied->is_boolean()) {

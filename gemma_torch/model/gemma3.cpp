@@ -22,7 +22,9 @@ FeedForwardImpl::FeedForwardImpl(const Gemma3Config& cfg,
   fc3 = register_module("fc3", Linear(cfg.hidden_dim, cfg.emb_dim, options, init));
 }
 
-torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x, const BlockInput& in, int64_t layer) {
+torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x,
+                                       const BlockInput& in,
+                                       int64_t layer) {
   const auto x_fc1 = tap(in.probe, {Site::kGate, layer, in.positions}, fc1(x));
   const auto x_fc2 = tap(in.probe, {Site::kUp, layer, in.positions}, fc2(x));
   const auto act = at::gelu(x_fc1, /*approximate=*/"tanh") * x_fc2;
@@ -54,16 +56,20 @@ std::pair<torch::Tensor, torch::Tensor> compute_rope_params(const torch::Tensor&
                                                             int64_t head_dim,
                                                             double theta_base,
                                                             double scaling) {
-  check(head_dim % 2 == 0, "[compute_rope_params] head_dim: expected an even number, got {}", head_dim);
+  check(head_dim % 2 == 0,
+        "[compute_rope_params] head_dim: expected an even number, got {}",
+        head_dim);
   const auto options = positions.options().dtype(torch::kFloat32);
   const auto exponents = at::arange(0, head_dim, /*step=*/2, options) / head_dim;
   const auto inv_freq = 1.0 / at::pow(theta_base, exponents) / scaling;
-  const auto half = positions.to(torch::kFloat32).unsqueeze(1) * inv_freq.unsqueeze(0);   // (T, D/2)
-  const auto angles = at::cat({half, half}, /*dim=*/1);                                   // (T, D)
+  const auto half = positions.to(torch::kFloat32).unsqueeze(1) * inv_freq.unsqueeze(0);  // (T, D/2)
+  const auto angles = at::cat({half, half}, /*dim=*/1);                                  // (T, D)
   return {angles.cos(), angles.sin()};
 }
 
-torch::Tensor apply_rope(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin) {
+torch::Tensor apply_rope(const torch::Tensor& x,
+                         const torch::Tensor& cos,
+                         const torch::Tensor& sin) {
   const auto head_dim = x.size(-1);
   check(head_dim % 2 == 0 && cos.size(0) == x.size(2),
         "[apply_rope] cos: expected ({}, {}) with an even last size, got {}",
@@ -76,7 +82,7 @@ torch::Tensor apply_rope(const torch::Tensor& x, const torch::Tensor& cos, const
   const auto x1 = x.narrow(/*dim=*/-1, /*start=*/0, head_dim / 2);
   const auto x2 = x.narrow(/*dim=*/-1, /*start=*/head_dim / 2, head_dim / 2);
   const auto rotated = at::cat({-x2, x1}, /*dim=*/-1);
-  const auto x_rotated = x * cos + rotated * sin;   // float32: cos and sin are
+  const auto x_rotated = x * cos + rotated * sin;  // float32: cos and sin are
   return x_rotated.to(x.scalar_type());
 }
 
@@ -107,9 +113,9 @@ torch::Tensor GroupedQueryAttentionImpl::forward(const torch::Tensor& x,
   const auto& input = sliding ? in.local : in.global;
   const auto at = [&](Site site) { return At{site, layer, in.positions}; };
   const auto b = x.size(0);
-  auto queries = W_query(x).view({b, -1, num_heads, head_dim}).transpose(1, 2);      // (B, H, T, D)
-  auto keys = W_key(x).view({b, -1, num_kv_groups, head_dim}).transpose(1, 2);       // (B, G, T, D)
-  auto values = W_value(x).view({b, -1, num_kv_groups, head_dim}).transpose(1, 2);   // (B, G, T, D)
+  auto queries = W_query(x).view({b, -1, num_heads, head_dim}).transpose(1, 2);     // (B, H, T, D)
+  auto keys = W_key(x).view({b, -1, num_kv_groups, head_dim}).transpose(1, 2);      // (B, G, T, D)
+  auto values = W_value(x).view({b, -1, num_kv_groups, head_dim}).transpose(1, 2);  // (B, G, T, D)
   queries = tap(in.probe, at(Site::kQ), q_norm ? q_norm(queries) : queries);
   keys = tap(in.probe, at(Site::kK), k_norm ? k_norm(keys) : keys);
   values = tap(in.probe, at(Site::kV), values);
@@ -117,14 +123,15 @@ torch::Tensor GroupedQueryAttentionImpl::forward(const torch::Tensor& x,
   queries = tap(in.probe, at(Site::kRotQ), apply_rope(queries, input.cos, input.sin));
   keys = tap(in.probe, at(Site::kRotK), apply_rope(keys, input.cos, input.sin));
   if (in.cache != nullptr) {
-    std::tie(keys, values) = in.cache->layer(layer).update(keys, values, input.stored);   // (B, G, S, D)
+    std::tie(keys, values) =
+        in.cache->layer(layer).update(keys, values, input.stored);  // (B, G, S, D)
   }
 
   // The notebook repeats every key and value for the heads of its group. Stacking those heads' queries instead
   // gives the same products without the copies: (B, G, H/G * T, D).
   const auto stacked = (queries * scaling).reshape({b, num_kv_groups, -1, head_dim});
-  auto attn_scores = at::matmul(stacked, keys.transpose(2, 3));                          // (B, G, H/G * T, S)
-  attn_scores = attn_scores.view({b, num_heads, -1, attn_scores.size(-1)});              // (B, H, T, S)
+  auto attn_scores = at::matmul(stacked, keys.transpose(2, 3));              // (B, G, H/G * T, S)
+  attn_scores = attn_scores.view({b, num_heads, -1, attn_scores.size(-1)});  // (B, H, T, S)
   attn_scores = tap(in.probe, at(Site::kScores), attn_scores);
   attn_scores = attn_scores.masked_fill(input.hidden, -std::numeric_limits<double>::infinity());
   // Sums in float32 whatever the dtype: PyTorch's kernels widen bfloat16 inside and round once, at the end.
@@ -132,7 +139,7 @@ torch::Tensor GroupedQueryAttentionImpl::forward(const torch::Tensor& x,
   attn_weights = tap(in.probe, at(Site::kPattern), attn_weights);
 
   auto context = attn_weights.view({b, num_kv_groups, -1, attn_weights.size(-1)}).matmul(values);
-  context = context.view({b, num_heads, -1, head_dim}).transpose(1, 2);                  // (B, T, H, D)
+  context = context.view({b, num_heads, -1, head_dim}).transpose(1, 2);  // (B, T, H, D)
   context = tap(in.probe, at(Site::kZ), context);
   return out_proj(context.reshape({b, -1, num_heads * head_dim}));
 }
@@ -180,13 +187,13 @@ torch::Tensor create_mask(const torch::Tensor& positions,
                           const torch::Tensor& first,
                           int64_t window) {
   // mask_global: the future (j > i). far_past: i - j >= window, or left of the row's first token.
-  const auto i = positions.unsqueeze(0);   // (1, T)
+  const auto i = positions.unsqueeze(0);  // (1, T)
   auto oldest = window > 0 ? (i - (window - 1)).clamp_min(0) : at::zeros_like(i);
-  oldest = first.defined() ? at::maximum(oldest, first) : oldest;                   // (B or 1, T)
-  oldest = at::minimum(oldest, i);                                                  // itself always
-  const auto far_past = stored < oldest.unsqueeze(-1);                              // (B or 1, T, S)
-  const auto future = stored > i.unsqueeze(-1);                                     // (1, T, S)
-  return (far_past | future).unsqueeze(1);                                          // (B or 1, 1, T, S)
+  oldest = first.defined() ? at::maximum(oldest, first) : oldest;  // (B or 1, T)
+  oldest = at::minimum(oldest, i);                                 // itself always
+  const auto far_past = stored < oldest.unsqueeze(-1);             // (B or 1, T, S)
+  const auto future = stored > i.unsqueeze(-1);                    // (1, T, S)
+  return (far_past | future).unsqueeze(1);                         // (B or 1, 1, T, S)
 }
 
 Gemma3ModelImpl::Gemma3ModelImpl(const Gemma3Config& config, const torch::Device& device, Init init)
@@ -219,7 +226,9 @@ torch::Tensor Gemma3ModelImpl::embed(const torch::Tensor& input_ids) {
 torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
                                       KvCache* cache,
                                       const Probe& probe) {
-  check(input_ids.dim() == 2, "[Gemma3Model] ids: expected (B, T), got {}", shape_str(input_ids.sizes()));
+  check(input_ids.dim() == 2,
+        "[Gemma3Model] ids: expected (B, T), got {}",
+        shape_str(input_ids.sizes()));
   check(cache == nullptr || !torch::GradMode::is_enabled() || !tok_emb->weight.requires_grad(),
         "[Gemma3Model] a cache holds no gradients. Hint: torch::NoGradGuard, or pass no cache");
   const auto T = input_ids.size(1);
@@ -262,7 +271,9 @@ torch::Tensor Gemma3ModelImpl::forward(const torch::Tensor& input_ids,
   return tap(probe, {Site::kLogits, -1, positions}, out_head(x));
 }
 
-void Gemma3ModelImpl::tie_weights() { out_head->tie(tok_emb->weight); }
+void Gemma3ModelImpl::tie_weights() {
+  out_head->tie(tok_emb->weight);
+}
 
 void Gemma3ModelImpl::for_each_linear(
     const std::function<void(torch::nn::Module&, const std::string&, Linear&)>& visit) {

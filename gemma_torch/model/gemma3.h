@@ -20,15 +20,15 @@ namespace gemma_torch {
 
 /// What the tokens of one call share, for one layer type.
 struct AttentionInput {
-  torch::Tensor cos, sin;   // (T, D) float32, of angles in radians
-  torch::Tensor hidden;     // (B or 1, 1, T, S) bool, true = not attended
+  torch::Tensor cos, sin;  // (T, D) float32, of angles in radians
+  torch::Tensor hidden;    // (B or 1, 1, T, S) bool, true = not attended
   Stored stored;
 };
 
 /// What the blocks of one forward pass share.
 struct BlockInput {
-  torch::Tensor positions;        // (T) int64
-  AttentionInput global, local;   // full and sliding layers
+  torch::Tensor positions;       // (T) int64
+  AttentionInput global, local;  // full and sliding layers
   KvCache* cache = nullptr;
   const Probe& probe;
 };
@@ -36,12 +36,14 @@ struct BlockInput {
 /// Gated feed-forward net: fc3(gelu(fc1 x) * fc2 x).   Source: cell 8.
 class FeedForwardImpl : public torch::nn::Module {
  public:
-  FeedForwardImpl(const Gemma3Config& cfg, const torch::TensorOptions& options, Init init = Init::kReference);
+  FeedForwardImpl(const Gemma3Config& cfg,
+                  const torch::TensorOptions& options,
+                  Init init = Init::kReference);
 
   /// (B, T, E) -> (B, T, E)
   torch::Tensor forward(const torch::Tensor& x, const BlockInput& in, int64_t layer);
 
-  Linear fc1{nullptr}, fc2{nullptr}, fc3{nullptr};   // gate, up, down
+  Linear fc1{nullptr}, fc2{nullptr}, fc3{nullptr};  // gate, up, down
 };
 TORCH_MODULE(FeedForward);
 
@@ -50,10 +52,10 @@ class RMSNormImpl : public torch::nn::Module {
  public:
   RMSNormImpl(int64_t emb_dim, double eps, const torch::TensorOptions& options);
 
-  torch::Tensor forward(const torch::Tensor& x);   // (..., N) -> (..., N), dtype of x
+  torch::Tensor forward(const torch::Tensor& x);  // (..., N) -> (..., N), dtype of x
   void pretty_print(std::ostream& stream) const override { stream << "RMSNorm()"; }
 
-  torch::Tensor scale;   // (N), zero-centred
+  torch::Tensor scale;  // (N), zero-centred
   double eps;
 };
 TORCH_MODULE(RMSNorm);
@@ -70,7 +72,9 @@ std::pair<torch::Tensor, torch::Tensor> compute_rope_params(const torch::Tensor&
 /// Rotates feature pairs (i, i + D/2) of every head by the angle of its position, in float32.
 /// Shapes:  x (B, H, T, D), cos and sin (T, D) -> (B, H, T, D) in the dtype of x.
 /// Throws:  Error if D is odd or cos does not have T rows.   Source: cell 10.
-torch::Tensor apply_rope(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin);
+torch::Tensor apply_rope(const torch::Tensor& x,
+                         const torch::Tensor& cos,
+                         const torch::Tensor& sin);
 
 /// Attention of H query heads over G groups of keys and values.   Source: cell 11.
 class GroupedQueryAttentionImpl : public torch::nn::Module {
@@ -86,7 +90,7 @@ class GroupedQueryAttentionImpl : public torch::nn::Module {
   double scaling;
   bool sliding = false;
   Linear W_query{nullptr}, W_key{nullptr}, W_value{nullptr}, out_proj{nullptr};
-  RMSNorm q_norm{nullptr}, k_norm{nullptr};   // empty without qk_norm
+  RMSNorm q_norm{nullptr}, k_norm{nullptr};  // empty without qk_norm
 };
 TORCH_MODULE(GroupedQueryAttention);
 
@@ -98,7 +102,9 @@ class TransformerBlockImpl : public torch::nn::Module {
                        const torch::TensorOptions& options,
                        Init init = Init::kReference);
 
-  torch::Tensor forward(torch::Tensor x, const BlockInput& in, int64_t layer);   // (B, T, E) -> (B, T, E)
+  torch::Tensor forward(torch::Tensor x,
+                        const BlockInput& in,
+                        int64_t layer);  // (B, T, E) -> (B, T, E)
 
   LayerType attn_type;
   GroupedQueryAttention att{nullptr};
@@ -128,17 +134,22 @@ class Gemma3ModelImpl : public torch::nn::Module {
                            Init init = Init::kReference);
 
   /// Token ids (B, T) int64 -> logits (B, T, V) in the dtype of the weights.
-  torch::Tensor forward(const torch::Tensor& input_ids, KvCache* cache = nullptr, const Probe& probe = {});
+  torch::Tensor forward(const torch::Tensor& input_ids,
+                        KvCache* cache = nullptr,
+                        const Probe& probe = {});
 
   /// The same without the head: (B, T, E) after final_norm. With a cache, the tokens follow those it holds.
   /// Throws: Error for ids of another rank, or for a cache while gradients are recorded.
-  torch::Tensor hidden(const torch::Tensor& input_ids, KvCache* cache = nullptr, const Probe& probe = {});
+  torch::Tensor hidden(const torch::Tensor& input_ids,
+                       KvCache* cache = nullptr,
+                       const Probe& probe = {});
 
   /// Makes the output head the embedding itself: one parameter, one gradient.
   void tie_weights();
 
   /// Calls `visit(owner, name, linear)` for every Linear, in registration order.
-  void for_each_linear(const std::function<void(torch::nn::Module&, const std::string&, Linear&)>& visit);
+  void for_each_linear(
+      const std::function<void(torch::nn::Module&, const std::string&, Linear&)>& visit);
 
   torch::nn::Embedding tok_emb{nullptr};
   torch::nn::ModuleList blocks{nullptr};

@@ -17,7 +17,9 @@ using kernels::Bf16;
 using kernels::row_kernels;
 
 // Rows of a product that are worth a thread of their own: about 64 KiB of weights.
-int64_t grain(int64_t columns) { return std::max<int64_t>(1, 32'768 / columns); }
+int64_t grain(int64_t columns) {
+  return std::max<int64_t>(1, 32'768 / columns);
+}
 
 template <typename T>
 const T* data(const at::Tensor& x) {
@@ -57,7 +59,8 @@ at::Tensor row_product(const at::Tensor& x, const at::Tensor& weight) {
   kernel.widen_bf16(data<Bf16>(x), wide.data(), columns);
   auto* out = static_cast<Bf16*>(y.mutable_data_ptr());
   at::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
-    kernel.gemv_bf16(data<Bf16>(weight) + begin * columns, wide.data(), out + begin, end - begin, columns);
+    kernel.gemv_bf16(
+        data<Bf16>(weight) + begin * columns, wide.data(), out + begin, end - begin, columns);
   });
   return y;
 }
@@ -97,7 +100,7 @@ at::Tensor rope_kernel(const at::Tensor& given, const at::Tensor& cos, const at:
   const auto* c = cos.const_data_ptr<float>();
   const auto* s = sin.const_data_ptr<float>();
   at::parallel_for(0, x.numel() / D, grain(D), [&](int64_t begin, int64_t end) {
-    while (begin < end) {   // rows of one head at a time: their angles stand one after another
+    while (begin < end) {  // rows of one head at a time: their angles stand one after another
       const auto t = begin % T;
       const auto rows = std::min(end - begin, T - t);
       const auto start = begin * D;

@@ -32,7 +32,7 @@ LayerCache::LayerCache(const Gemma3Config& cfg,
 std::pair<at::Tensor, at::Tensor> LayerCache::update(const at::Tensor& k,
                                                      const at::Tensor& v,
                                                      const Stored& stored) {
-  keys.index_copy_(/*dim=*/2, stored.slots, k.to(keys.scalar_type()));   // the cache's own dtype
+  keys.index_copy_(/*dim=*/2, stored.slots, k.to(keys.scalar_type()));  // the cache's own dtype
   values.index_copy_(/*dim=*/2, stored.slots, v.to(values.scalar_type()));
   const auto length = stored.positions.size(0);
   return {keys.narrow(/*dim=*/2, /*start=*/0, length).to(k.scalar_type()),
@@ -96,7 +96,8 @@ void KvCache::rewind(int64_t position) {
         position);
   const auto slack = ring_ - cfg_.sliding_window;
   check(high_water_ <= ring_ || position == 0 || high_water_ - position <= slack,
-        "[rewind] position: expected 0 or at least {}, got {} (the ring of the sliding layers holds no more). "
+        "[rewind] position: expected 0 or at least {}, got {} (the ring of the sliding layers "
+        "holds no more). "
         "Hint: reset and prefill again",
         high_water_ - slack,
         position);

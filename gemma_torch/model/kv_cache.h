@@ -11,33 +11,38 @@ namespace gemma_torch {
 
 /// Where the tokens of one call stand, and which stored tokens they meet, for one layer type.
 struct Stored {
-  at::Tensor positions;   // (S) int64, what each slot holds, -1 where empty
-  at::Tensor slots;       // (T) int64, where the new tokens go; undefined without a cache
+  at::Tensor positions;  // (S) int64, what each slot holds, -1 where empty
+  at::Tensor slots;      // (T) int64, where the new tokens go; undefined without a cache
 };
 
 /// Made once for a call and shared by its layers.
 struct Placement {
-  at::Tensor positions;   // (T) int64, columns of the sequence, the same for every row
-  at::Tensor first;       // (B, 1) int64, left padding of each row; undefined: none
-  Stored global, local;   // full and sliding layers
+  at::Tensor positions;  // (T) int64, columns of the sequence, the same for every row
+  at::Tensor first;      // (B, 1) int64, left padding of each row; undefined: none
+  Stored global, local;  // full and sliding layers
 };
 
 /// Keys and values of one layer, preallocated: (B, G, slots, D).
 class LayerCache {
  public:
-  LayerCache(const Gemma3Config& cfg, int64_t batch, int64_t slots, const at::TensorOptions& options);
+  LayerCache(const Gemma3Config& cfg,
+             int64_t batch,
+             int64_t slots,
+             const at::TensorOptions& options);
 
   /// Writes keys and values (B, G, T, D) of the new tokens to their slots, then gives those of all S slots that
   /// the call may meet, (B, G, S, D) in slot order and in the dtype given.
-  std::pair<at::Tensor, at::Tensor> update(const at::Tensor& k, const at::Tensor& v, const Stored& stored);
+  std::pair<at::Tensor, at::Tensor> update(const at::Tensor& k,
+                                           const at::Tensor& v,
+                                           const Stored& stored);
 
   at::Tensor keys, values;
 };
 
 struct KvCacheOptions {
   int64_t batch = 1;
-  int64_t capacity = 4096;   // tokens a row may hold, padding included
-  int64_t chunk = 512;       // most tokens of one call
+  int64_t capacity = 4096;  // tokens a row may hold, padding included
+  int64_t chunk = 512;      // most tokens of one call
   c10::Device device = c10::kCPU;
   c10::ScalarType dtype = c10::kBFloat16;
 };
@@ -76,11 +81,11 @@ class KvCache {
  private:
   Gemma3Config cfg_;
   KvCacheOptions options_;
-  int64_t ring_ = 0;         // slots of a sliding layer, the spare one not counted
-  int64_t position_ = 0;     // the next token's
-  int64_t high_water_ = 0;   // one past the last position ever written since reset
-  at::Tensor first_;         // (B, 1) or undefined
-  at::Tensor global_positions_, local_positions_;   // (slots + 1) int64
+  int64_t ring_ = 0;        // slots of a sliding layer, the spare one not counted
+  int64_t position_ = 0;    // the next token's
+  int64_t high_water_ = 0;  // one past the last position ever written since reset
+  at::Tensor first_;        // (B, 1) or undefined
+  at::Tensor global_positions_, local_positions_;  // (slots + 1) int64
   std::vector<LayerCache> layers_;
 };
 

@@ -18,13 +18,13 @@ class LinearImpl : public torch::nn::Module {
              const torch::TensorOptions& options,
              Init init = Init::kReference);
 
-  virtual torch::Tensor forward(const torch::Tensor& x);   // (..., in) -> (..., out)
+  virtual torch::Tensor forward(const torch::Tensor& x);  // (..., in) -> (..., out)
   void pretty_print(std::ostream& stream) const override;
 
   /// Shares `other` as the weight: it is no longer a parameter of this module (weight tying).
   void tie(const torch::Tensor& other);
 
-  torch::Tensor weight;   // (out, in); undefined in modules that hold it in another form
+  torch::Tensor weight;  // (out, in); undefined in modules that hold it in another form
   int64_t in_features = 0;
   int64_t out_features = 0;
 

@@ -3,7 +3,9 @@
 #ifdef GEMMA_TORCH_CATCH2_V2
 #include <catch2/catch.hpp>
 namespace Catch::Matchers {
-inline auto ContainsSubstring(const std::string& text) { return Contains(text); }
+inline auto ContainsSubstring(const std::string& text) {
+  return Contains(text);
+}
 }  // namespace Catch::Matchers
 #else
 #include <catch2/catch_all.hpp>
@@ -12,6 +14,8 @@ namespace Catch {  // where version 2 has them
 using Matchers::EndsWith;
 using Matchers::Equals;
 using Matchers::StartsWith;
-inline auto Contains(const std::string& text) { return Matchers::ContainsSubstring(text); }
+inline auto Contains(const std::string& text) {
+  return Matchers::ContainsSubstring(text);
+}
 }  // namespace Catch
 #endif

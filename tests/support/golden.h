@@ -15,7 +15,9 @@ namespace gemma_torch::test {
 // float32 sums in another order: 2^-24 of values up to about 30, over some hundred operations.
 inline constexpr double kFloatTolerance = 1e-4;
 
-inline std::string golden_path(const std::string& name) { return GEMMA_TORCH_GOLDEN_DIR "/" + name; }
+inline std::string golden_path(const std::string& name) {
+  return GEMMA_TORCH_GOLDEN_DIR "/" + name;
+}
 
 inline nlohmann::json golden_json(const std::string& name) {
   return nlohmann::json::parse(read_file(golden_path(name)));
@@ -28,7 +30,8 @@ struct Tiny {
 
   explicit Tiny(const std::string& name)
       : want(load_safetensors(golden_path(name))),
-        config(parse_config(nlohmann::json::parse(load_safetensors_metadata(golden_path(name)).at("config")))) {}
+        config(parse_config(
+            nlohmann::json::parse(load_safetensors_metadata(golden_path(name)).at("config")))) {}
 
   TensorMap weights() const {
     TensorMap found;

@@ -33,8 +33,12 @@ const RowKernels& row_kernels(Isa isa) {
                              : generic::kRowKernels;
 }
 #else
-bool has_isa(Isa isa) { return isa == Isa::kGeneric; }
-const RowKernels& row_kernels(Isa) { return generic::kRowKernels; }
+bool has_isa(Isa isa) {
+  return isa == Isa::kGeneric;
+}
+const RowKernels& row_kernels(Isa) {
+  return generic::kRowKernels;
+}
 #endif
 
 const RowKernels& row_kernels() {
