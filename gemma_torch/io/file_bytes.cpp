@@ -38,7 +38,7 @@ FileBytes read_to_large_pages(const std::string& path) {
         while (at < stop) {
           const auto got =
               ::pread(descriptor, owner.get() + at, static_cast<size_t>(stop - at), at);
-          if (got <= 0 && errno != EINTR) {
+          if (got == 0 || (got < 0 && errno != EINTR)) {
             whole = false;
             return;
           }
