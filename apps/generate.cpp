@@ -3,9 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
-#include <random>
-
 #include "common.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"

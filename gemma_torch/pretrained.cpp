@@ -44,6 +44,12 @@ json folder_config(const std::string& folder) {
   return config;
 }
 
+void add_once(std::vector<int64_t>& ids, int64_t id) {
+  if (std::find(ids.begin(), ids.end(), id) == ids.end()) {
+    ids.push_back(id);
+  }
+}
+
 void add_stop_ids(const json& object, std::vector<int64_t>& ids, const char* place) {
   const auto at = object.is_object() ? object.find("eos_token_id") : object.end();
   if (!object.is_object() || at == object.end() || at->is_null()) {
@@ -54,9 +60,7 @@ void add_stop_ids(const json& object, std::vector<int64_t>& ids, const char* pla
           "[{}] eos_token_id: expected token ids, got {}",
           place,
           id.dump(-1, ' ', false, json::error_handler_t::replace));
-    if (std::find(ids.begin(), ids.end(), id.get<int64_t>()) == ids.end()) {
-      ids.push_back(id.get<int64_t>());
-    }
+    add_once(ids, id.get<int64_t>());
   }
 }
 
@@ -95,9 +99,7 @@ void add_tokenizer(Pretrained& into, const std::optional<Vocabulary>& vocabulary
   }
   into.tokenizer.emplace(*vocabulary);
   for (const auto id : into.tokenizer->stop_ids()) {
-    if (std::find(into.stop_ids.begin(), into.stop_ids.end(), id) == into.stop_ids.end()) {
-      into.stop_ids.push_back(id);
-    }
+    add_once(into.stop_ids, id);
   }
 }
 

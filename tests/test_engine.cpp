@@ -57,6 +57,26 @@ TEST_CASE("bad requests are refused before any work", "[engine]") {
   CHECK_THROWS_WITH(parse_engine("turbo"), Catch::Contains("expected auto or eager, got turbo"));
 }
 
+TEST_CASE("the head runs once a step, however many rows ask", "[engine]") {
+  const Tiny tiny("tiny_grouped.safetensors");
+  int heads = 0;
+  const Probe count = [&](const At& at, const at::Tensor& x) {
+    heads += at.site == Site::kLogits;
+    return x;
+  };
+  const auto engine = make_engine(tiny.model(), {.capacity = 40, .batch = 2, .probe = count});
+  engine->append(tiny.want.at("ids"));
+  engine->decode(
+      5, {.temperature = 1, .top_k = 4, .seed = 1}, [](int64_t, int64_t) { return true; });
+  CHECK(heads == 5);
+  const auto before = engine->logits(Rows::kLast);
+  engine->append(tiny.want.at("ids").narrow(1, 0, 1).contiguous());
+  CHECK(max_difference(engine->logits(Rows::kLast), before) >
+        0);  // never those of an earlier token
+  engine->rewind(engine->position() - 1);
+  CHECK_THROWS_AS(engine->logits(Rows::kLast), Error);
+}
+
 TEST_CASE("the same seed gives the same tokens, another seed others", "[engine]") {
   const Tiny tiny("tiny_grouped.safetensors");
   const auto sampled = [&](uint64_t seed) {

@@ -33,6 +33,7 @@ EagerEngine::EagerEngine(Gemma3Model model, const EngineOptions& options)
 
 void EagerEngine::do_append(const at::Tensor& ids) {
   const c10::InferenceMode inference;
+  forget_last();
   std::vector<at::Tensor> parts;
   for (int64_t start = 0; start < ids.size(1); start += cache_.options().chunk) {
     const auto length = std::min(cache_.options().chunk, ids.size(1) - start);
@@ -44,11 +45,18 @@ void EagerEngine::do_append(const at::Tensor& ids) {
 
 at::Tensor EagerEngine::logits(Rows rows) {
   check(hidden_.defined(), "[logits] expected an append since the last reset or rewind, got none");
+  if (rows == Rows::kLast && last_logits_.defined()) {
+    return last_logits_;
+  }
   const c10::InferenceMode inference;
   const auto x = rows == Rows::kAll ? hidden_ : hidden_.narrow(/*dim=*/1, hidden_.size(1) - 1, 1);
   const auto end = cache_.position();
   const auto positions = probe_ ? at::arange(end - x.size(1), end) : at::Tensor();
-  return tap(probe_, {Site::kLogits, -1, positions}, model_->out_head(x)).to(at::kFloat);
+  auto logits = tap(probe_, {Site::kLogits, -1, positions}, model_->out_head(x)).to(at::kFloat);
+  if (rows == Rows::kLast) {
+    last_logits_ = logits;
+  }
+  return logits;
 }
 
 at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
@@ -75,12 +83,17 @@ at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
 
 void EagerEngine::do_rewind(int64_t position) {
   cache_.rewind(position);
-  hidden_ = at::Tensor();
+  forget_last();
 }
 
 void EagerEngine::do_reset(const at::Tensor& first) {
   cache_.reset(first);
+  forget_last();
+}
+
+void EagerEngine::forget_last() {
   hidden_ = at::Tensor();
+  last_logits_ = at::Tensor();
 }
 
 void EagerEngine::do_copy_from(const Engine& other) {
@@ -88,6 +101,7 @@ void EagerEngine::do_copy_from(const Engine& other) {
   check(eager != nullptr, "[copy_from] expected an eager engine, got another kind");
   cache_.copy_from(eager->cache_);
   hidden_ = eager->hidden_;
+  last_logits_ = eager->last_logits_;
 }
 
 }  // namespace gemma_torch

@@ -20,10 +20,13 @@ class EagerEngine : public Engine {
   void do_reset(const at::Tensor& first) override;
   void do_copy_from(const Engine& other) override;
 
+  void forget_last();
+
   Gemma3Model model_;
   KvCache cache_;
   Probe probe_;
-  at::Tensor hidden_;  // (B, T, E) of the last append; undefined after reset and rewind
+  at::Tensor hidden_;       // (B, T, E) of the last append; undefined after reset and rewind
+  at::Tensor last_logits_;  // (B, 1, V) once asked for: every row of a batch asks anew
 };
 
 }  // namespace gemma_torch

@@ -48,7 +48,7 @@ class Session {
  public:
   explicit Session(Engine& engine) : engine_(engine) {}
 
-  /// Tokens the next turn would append for these ids.
+  /// Tokens that the next turn appends before its own.
   int64_t pending() const { return static_cast<int64_t>(pending_.size()); }
 
   /// Tokens that still fit.

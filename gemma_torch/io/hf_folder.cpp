@@ -4,10 +4,8 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <set>
 #include <utility>
 
 #include "gemma_torch/base/atomic_file.h"

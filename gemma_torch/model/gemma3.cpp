@@ -71,11 +71,12 @@ torch::Tensor apply_rope(const torch::Tensor& x,
                          const torch::Tensor& cos,
                          const torch::Tensor& sin) {
   const auto head_dim = x.size(-1);
-  check(head_dim % 2 == 0 && cos.size(0) == x.size(2),
-        "[apply_rope] cos: expected ({}, {}) with an even last size, got {}",
-        x.size(2),
-        head_dim,
-        shape_str(cos.sizes()));
+  if (head_dim % 2 != 0 || cos.size(0) != x.size(2)) {  // twice a layer: no text is made in vain
+    fail("[apply_rope] cos: expected ({}, {}) with an even last size, got {}",
+         x.size(2),
+         head_dim,
+         shape_str(cos.sizes()));
+  }
   if (has_kernels(x)) {
     return rope_kernel(x, cos, sin);
   }
