@@ -1,190 +1,183 @@
 #include "bench_record.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
-#include <charconv>
+#include <algorithm>
 #include <cmath>
+#include <ctime>
 
-#include "common.h"
-#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/device.h"
 
 namespace gemma_torch::apps {
 namespace {
 
 using Record = nlohmann::ordered_json;
 
-// Reads a number at the start of `rest` and takes it away; -1 if there is none.
-int64_t take_number(std::string_view& rest) {
-  int64_t value = -1;
-  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
-  if (error != std::errc() || value < 0) {
-    return -1;
+int64_t parameter_count(const Gemma3Model& model) {
+  int64_t count = 0;
+  for (const auto& parameter : model->parameters()) {
+    count += parameter.numel();
   }
-  rest.remove_prefix(static_cast<size_t>(end - rest.data()));
-  return value;
+  return count;
 }
 
-void add_range(std::string_view word, std::vector<int64_t>& values, const std::string& flag) {
-  auto rest = word;
-  const auto bad = [&](bool is_bad) {
-    check(!is_bad,
-          "[bench] {}: expected numbers such as 512, 1,2,4, 128-512+128 or 1-64*2, got \"{}\"",
-          flag,
-          word);
-  };
-  const auto first = take_number(rest);
-  auto last = first;
-  int64_t step = 1;
-  bool multiply = false;
-  bad(first < 0);
-  if (rest.starts_with('-')) {
-    rest.remove_prefix(1);
-    last = take_number(rest);
-    bad(last < first);
-    if (rest.starts_with('+') || rest.starts_with('*')) {
-      multiply = rest.front() == '*';
-      rest.remove_prefix(1);
-      step = take_number(rest);
-      bad(step < (multiply ? 2 : 1) || (multiply && first == 0));
-    }
-  }
-  bad(!rest.empty());
-  for (int64_t value = first; value <= last; value = multiply ? value * step : value + step) {
-    values.push_back(value);
-  }
+const char* llama_type(c10::ScalarType dtype) {
+  return dtype == c10::kFloat ? "f32" : "bf16";
 }
 
-std::string csv_cell(const nlohmann::ordered_json& value) {
-  std::string cell = "\"";
-  for (const char c : value.is_string() ? value.get<std::string>()
-                      : value.is_null() ? ""
-                                        : value.dump()) {
-    cell += c == '"' ? "\"\"" : std::string(1, c);
-  }
-  return cell + "\"";
+void add_model(Record& record, const Pretrained& loaded, const ModelOptions& options) {
+  const auto count = parameter_count(loaded.model);
+  const auto device = loaded.model->tok_emb->weight.device();
+  const auto millions = static_cast<double>(count) / 1e6;
+  const auto dtype = loaded.config.dtype;
+  record["build_commit"] = GEMMA_TORCH_VERSION;
+  record["build_number"] = 0;  // a release has a version instead
+  record["cpu_info"] = cpu_name();
+  record["gpu_info"] = device.is_cpu() ? "" : device.str();
+  record["backends"] = device.is_cpu() ? "CPU" : device.is_cuda() ? "CUDA" : "MPS";
+  record["model_filename"] = model_path(options.model);
+  record["model_type"] = fmt::format("gemma3 {:.0f}M {}", millions, dtype_name(dtype));
+  record["model_size"] = count * static_cast<int64_t>(c10::elementSize(dtype));
+  record["model_n_params"] = count;
 }
 
-// llama-bench leaves the samples out of csv too.
-void print_csv(const Record& record, bool header) {
-  std::string names, cells;
-  for (const auto& [key, value] : record.items()) {
-    if (!value.is_array()) {
-      names += (names.empty() ? "" : ",") + key;
-      cells += (cells.empty() ? "" : ",") + csv_cell(value);
-    }
-  }
-  print_text((header ? names + "\n" : "") + cells + "\n");
+// What llama-bench can set and this program cannot stands at llama-bench's defaults: its readers
+// refuse a record that lacks a field, and compare only records that agree in them.
+void add_settings(Record& record, const BenchTest& test, const char* kv_type) {
+  record["n_batch"] = test.n_batch;
+  record["n_ubatch"] = test.n_ubatch;
+  record["n_threads"] = test.n_threads;
+  record["cpu_mask"] = "0x0";
+  record["cpu_strict"] = false;
+  record["poll"] = 50;
+  record["type_k"] = kv_type;
+  record["type_v"] = kv_type;
+  record["n_gpu_layers"] = -1;
+  record["n_cpu_moe"] = 0;
+  record["split_mode"] = "layer";
+  record["main_gpu"] = 0;
+  record["no_kv_offload"] = false;
+  record["flash_attn"] = -1;
+  record["devices"] = "auto";
+  record["tensor_split"] = "0.00";
+  record["tensor_buft_overrides"] = "none";
+  record["load_mode"] = "auto";
+  record["lazy_mode"] = "auto";
+  record["embeddings"] = false;
+  record["no_op_offload"] = 0;
+  record["no_host"] = false;
+  record["repack"] = true;
+  record["fit_target"] = 0;
+  record["fit_min_ctx"] = 0;
 }
 
-std::string number(const Record& value, const char* unit = "") {
-  return value.is_null() ? "" : fmt::format("{:.1f}{}", value.get<double>(), unit);
+// Returns the spread of the rates.
+Spread add_times(Record& record, const BenchTest& test, const std::vector<double>& seconds) {
+  const auto tokens = static_cast<double>((test.n_prompt + test.n_gen) * test.n_sequences);
+  std::vector<int64_t> nanoseconds;
+  std::vector<double> rates;
+  for (const auto sample : seconds) {
+    nanoseconds.push_back(std::llround(sample * 1e9));
+    rates.push_back(tokens / sample);
+  }
+  const auto time = spread({nanoseconds.begin(), nanoseconds.end()});
+  const auto rate = spread(rates);
+  record["n_prompt"] = test.n_prompt;
+  record["n_gen"] = test.n_gen;
+  record["n_depth"] = test.n_depth;
+  record["test_time"] = fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)));
+  record["avg_ns"] = std::llround(time.mean);
+  record["stddev_ns"] = std::llround(time.stddev);
+  record["avg_ts"] = rate.mean;
+  record["stddev_ts"] = rate.stddev;
+  record["samples_ns"] = nanoseconds;
+  record["samples_ts"] = rates;
+  record["median_ts"] = rate.median;
+  record["min_ts"] = rate.min;
+  record["max_ts"] = rate.max;
+  return rate;
 }
 
-void print_markdown(const Record& record, bool header) {
-  if (header) {
-    print_text(
-        "| model                          |       size |     params | backend    | threads | "
-        "engine |"
-        "              test |                  t/s | MB/token |   GB/s | of roofline | first token "
-        "|\n"
-        "| ------------------------------ | ---------: | ---------: | ---------- | ------: | "
-        "------ |"
-        " ----------------: | -------------------: | -------: | -----: | ----------: | ----------: "
-        "|\n");
+void add_bandwidth(Record& record,
+                   const BenchTest& test,
+                   int64_t bytes_per_step,
+                   double tokens_per_second,
+                   const Roofline& roofline) {
+  const bool steps_only = test.n_prompt == 0;
+  const auto steps_per_second = tokens_per_second / static_cast<double>(test.n_sequences);
+  const auto achieved = static_cast<double>(bytes_per_step) * steps_per_second;
+  const auto share = achieved / roofline.bytes_per_second;
+  const auto if_steps = [&](auto value) { return steps_only ? Record(value) : Record(); };
+  record["bytes_per_token"] = if_steps(bytes_per_step);
+  record["achieved_gb_s"] = if_steps(achieved / 1e9);
+  record["roofline_gb_s"] = roofline.bytes_per_second / 1e9;
+  record["roofline_reading"] = roofline.reading;
+  record["roofline_share"] = if_steps(share);
+  record["roofline_exceeded"] = steps_only && share > kMostShare;
+}
+
+Record kernel_table(const std::vector<KernelTime>& kernels, int64_t tokens) {
+  auto table = Record::array();
+  double all = 0;
+  for (const auto& kernel : kernels) {
+    all += kernel.seconds;
   }
-  const BenchTest test{record["n_prompt"].get<int64_t>(),
-                       record["n_gen"].get<int64_t>(),
-                       record["n_depth"].get<int64_t>()};
-  const auto& bytes = record["bytes_per_token"];
-  const auto& achieved = record["achieved_gb_s"];
-  const auto part =
-      achieved.is_null()
-          ? std::string()
-          : fmt::format("{:.0f} %",
-                        100 * achieved.get<double>() / record["roofline_gb_s"].get<double>());
-  print_text(fmt::format(
-      "| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:<6} | {:>17} | {:>20} | {:>8} | {:>6} | "
-      "{:>11} | {:>11} |\n",
-      record["model_type"].get<std::string>(),
-      fmt::format("{:.2f} MiB", record["model_size"].get<double>() / (1 << 20)),
-      fmt::format("{:.2f} M", record["model_n_params"].get<double>() / 1e6),
-      record["backends"].get<std::string>(),
-      record["n_threads"].get<int>(),
-      record["engine"].get<std::string>(),
-      test_name(test),
-      fmt::format(
-          "{:.2f} ± {:.2f}", record["avg_ts"].get<double>(), record["stddev_ts"].get<double>()),
-      bytes.is_null() ? "" : fmt::format("{:.1f}", bytes.get<double>() / 1e6),
-      number(achieved),
-      part,
-      number(record["time_to_first_token_ms"], " ms")));
+  for (const auto& kernel : kernels) {
+    const auto count = static_cast<double>(tokens);
+    table.push_back({{"kernel", kernel.kernel},
+                     {"us_per_token", kernel.seconds * 1e6 / count},
+                     {"calls_per_token", static_cast<double>(kernel.calls) / count},
+                     {"share", all > 0 ? kernel.seconds / all : 0}});
+  }
+  return table;
 }
 
 }  // namespace
 
-std::string test_name(const BenchTest& test) {
-  std::string name = test.n_prompt > 0 ? fmt::format("pp{}", test.n_prompt) : "";
-  if (test.n_gen > 0) {
-    name += fmt::format("{}tg{}", name.empty() ? "" : "+", test.n_gen);
-  }
-  return test.n_depth > 0 ? fmt::format("{} @ d{}", name, test.n_depth) : name;
-}
-
-std::vector<int64_t> parse_range(const std::string& flag, const std::string& text) {
-  std::vector<int64_t> values;
-  size_t start = 0;
-  while (start <= text.size()) {
-    const auto end = std::min(text.find(',', start), text.size());
-    add_range(std::string_view(text).substr(start, end - start), values, flag);
-    start = end + 1;
-  }
-  return values;
-}
-
-BenchTest parse_pair(const std::string& text) {
-  const auto numbers = parse_range("-pg", text);
-  check(numbers.size() == 2 && numbers[0] >= 1 && numbers[1] >= 1,
-        "[bench] -pg: expected two numbers such as 512,128, got \"{}\"",
-        text);
-  return {.n_prompt = numbers[0], .n_gen = numbers[1]};
-}
-
-Spread spread(const std::vector<double>& samples) {
-  const auto n = static_cast<double>(samples.size());
+Spread spread(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  const auto count = samples.size();
+  const auto n = static_cast<double>(count);
   double sum = 0;
   for (const auto sample : samples) {
     sum += sample;
   }
+  const auto mean = sum / n;
   double squares = 0;
   for (const auto sample : samples) {
-    squares += (sample - sum / n) * (sample - sum / n);
+    squares += (sample - mean) * (sample - mean);
   }
-  return {sum / n, samples.size() > 1 ? std::sqrt(squares / (n - 1)) : 0.0};
+  return {.mean = mean,
+          .stddev = count > 1 ? std::sqrt(squares / (n - 1)) : 0.0,
+          .median = (samples[(count - 1) / 2] + samples[count / 2]) / 2,
+          .min = samples.front(),
+          .max = samples.back()};
 }
 
-BenchWriter::BenchWriter(std::string format) : format_(std::move(format)) {
-  check(format_ == "md" || format_ == "json" || format_ == "jsonl" || format_ == "csv",
-        "[bench] --output: expected md, json, jsonl or csv, got {}",
-        format_);
-}
-
-void BenchWriter::add(const Record& record) {
-  if (format_ == "json") {
-    records_.push_back(record);
-  } else if (format_ == "jsonl") {
-    print_text(record.dump() + "\n");
-  } else if (format_ == "csv") {
-    print_csv(record, !headed_);
-  } else {
-    print_markdown(record, !headed_);
-  }
-  headed_ = true;
-}
-
-void BenchWriter::finish() {
-  if (format_ == "json") {
-    print_text(records_.dump(2) + "\n");
-  }
+nlohmann::ordered_json make_record(const BenchTest& test,
+                                   const BenchResult& result,
+                                   const Roofline& roofline,
+                                   const Pretrained& loaded,
+                                   const ModelOptions& options) {
+  Record record;
+  add_model(record, loaded, options);
+  add_settings(record, test, llama_type(parse_dtype(options.kv, loaded.config.dtype)));
+  const auto rate = add_times(record, test, result.seconds);
+  record["engine"] = result.engine.engine;
+  record["isa"] = result.engine.isa;
+  record["device"] = loaded.model->tok_emb->weight.device().str();
+  record["dtype"] = dtype_name(loaded.config.dtype);
+  record["weights"] = result.engine.weights;
+  record["quant"] = result.engine.quant();
+  record["n_sequences"] = test.n_sequences;
+  record["top_k"] = test.top_k;
+  add_bandwidth(record, test, result.engine.bytes_per_token, rate.median, roofline);
+  record["time_to_first_token_ms"] = spread(result.first_token_seconds).median * 1e3;
+  record["peak_memory_bytes"] = result.peak_memory;
+  record["logits_hash"] = result.hash ? Record(fmt::format("{:016x}", *result.hash)) : Record();
+  record["profile"] = kernel_table(result.kernels, test.n_prompt + test.n_gen);
+  return record;
 }
 
 }  // namespace gemma_torch::apps

@@ -44,6 +44,28 @@ std::string cache_folder() {
   return from("HOME") + "/.cache/gemma_torch";
 }
 
+OnTheFly parse_quant(const std::string& name) {
+  check(name == "auto" || name == "none" || name == "int8",
+        "[quant] expected auto, none or int8, got {}. Hint: `gemma quantize` makes a folder of "
+        "other forms, which loads as it is",
+        name);
+  return name == "int8" ? OnTheFly::kInt8 : OnTheFly::kNone;
+}
+
+std::optional<kernels::Isa> parse_isa(const std::string& name) {
+  if (name == "auto") {
+    return {};
+  }
+  std::string usable;
+  for (const auto isa : kernels::usable_isas()) {
+    if (name == kernels::isa_name(isa)) {
+      return isa;
+    }
+    usable += fmt::format(", {}", kernels::isa_name(isa));
+  }
+  fail("[isa] expected one that this CPU has, auto{}, got {}", usable, name);
+}
+
 }  // namespace
 
 void add_model_flag(CLI::App& command, std::string& model) {
@@ -55,12 +77,33 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
   command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
       ->capture_default_str();
-  command.add_option("--engine", options.engine, "auto or eager")->capture_default_str();
-  command.add_option("--quant", options.quant, "auto (what the folder holds) or none")
+  command
+      .add_option("--engine",
+                  options.engine,
+                  "auto (fused where it can run the model), eager or fused (CPU kernels)")
+      ->capture_default_str();
+  command
+      .add_option(
+          "--quant",
+          options.quant,
+          "auto (what the folder holds), none, or int8: bfloat16 layers rounded on loading; "
+          "other forms come from `gemma quantize`")
       ->capture_default_str();
   command
       .add_option(
           "--kv", options.kv, "dtype of keys and values: auto (the weights'), float32 or bfloat16")
+      ->capture_default_str();
+  command
+      .add_option("--isa",
+                  options.isa,
+                  "instruction set of the fused engine: auto (the widest), or a narrower one of "
+                  "generic, neon, avx2, avx512, amx")
+      ->capture_default_str();
+  command
+      .add_option("--products",
+                  options.products,
+                  "products of many tokens in the fused engine: auto (the faster), float32 or "
+                  "bfloat16")
       ->capture_default_str();
   command.add_option("--ctx", options.ctx, "tokens the cache holds [what the command needs]");
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");
@@ -82,9 +125,8 @@ std::string model_path(const std::string& given) {
 }
 
 Pretrained load(const ModelOptions& options) {
-  check(options.quant == "auto" || options.quant == "none",
-        "[quant] expected auto or none, got {}",
-        options.quant);
+  parse_quant(options.quant);
+  parse_isa(options.isa);
   check(options.threads >= 0, "[threads] expected at least 1, got {}", options.threads);
   parse_engine(options.engine);
   at::set_num_threads(options.threads > 0 ? options.threads : usable_cores());
@@ -93,7 +135,22 @@ Pretrained load(const ModelOptions& options) {
   if (options.dtype != "auto") {
     how.dtype = parse_dtype(options.dtype, c10::kBFloat16);
   }
+  // The fused engine packs the weights: it needs no copy of them besides.
+  how.mapped = options.engine != "eager" && how.device.is_cpu() && options.dtype != "float32";
   return load_pretrained(model_path(options.model), how);
+}
+
+EngineOptions engine_options(const ModelOptions& options, int64_t capacity, int64_t batch) {
+  EngineOptions how{.kind = parse_engine(options.engine), .capacity = capacity, .batch = batch};
+  if (options.kv != "auto") {
+    how.kv_dtype = parse_dtype(options.kv, c10::kBFloat16);
+  }
+  how.fused.quant = parse_quant(options.quant);
+  how.fused.isa = parse_isa(options.isa);
+  if (options.products != "auto") {
+    how.fused.products = parse_dtype(options.products, c10::kBFloat16);
+  }
+  return how;
 }
 
 std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
@@ -105,14 +162,8 @@ std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
         "[ctx] expected at least {} for the prompt and the new tokens, got {}",
         needed,
         options.ctx);
-  EngineOptions how;
-  how.kind = parse_engine(options.engine);
-  how.capacity = options.ctx > 0 ? options.ctx : needed;
-  how.batch = batch;
-  if (options.kv != "auto") {
-    how.kv_dtype = parse_dtype(options.kv, loaded.config.dtype);
-  }
-  return gemma_torch::make_engine(loaded.model, how);
+  const auto capacity = options.ctx > 0 ? options.ctx : needed;
+  return gemma_torch::make_engine(loaded.model, engine_options(options, capacity, batch));
 }
 
 std::string read_text(const TextOptions& options) {

@@ -22,6 +22,8 @@ struct ModelOptions {
   std::string engine = "auto";
   std::string quant = "auto";
   std::string kv = "auto";
+  std::string isa = "auto";
+  std::string products = "auto";
   int64_t ctx = 0;  // 0: what the command needs
   int threads = 0;  // 0: usable physical cores
 };
@@ -43,6 +45,9 @@ std::string model_path(const std::string& given);
 
 /// Sets threads, then loads on the device and in the dtype asked for.
 Pretrained load(const ModelOptions& options);
+
+/// What the flags say of an engine for `capacity` tokens a row.
+EngineOptions engine_options(const ModelOptions& options, int64_t capacity, int64_t batch);
 
 /// An engine of the kind asked for that holds `needed` tokens a row, or --ctx where that is given.
 /// Throws: Error if --ctx is less than needed; before any work.

@@ -80,8 +80,7 @@ nlohmann::json to_json(const std::vector<int64_t>& prompt,
           {"decode_tokens_per_second", rate(result.decode_steps, result.decode_seconds)},
           {"peak_memory_bytes", peak_memory_bytes()},
           {"device", loaded.model->tok_emb->weight.device().str()},
-          {"dtype", dtype_name(loaded.config.dtype)},
-          {"quant", "none"}};
+          {"dtype", dtype_name(loaded.config.dtype)}};
 }
 
 void run_generate(GenerateFlags flags) {
@@ -123,7 +122,10 @@ void run_generate(GenerateFlags flags) {
     object["text"] = printer ? nlohmann::json(printer->text) : nlohmann::json();
     object["finish_reason"] = finish;
     object["seed"] = options.sampling.seed;
-    object["engine"] = engine_name(parse_engine(flags.model.engine));
+    const auto how = engine->report(0);
+    object["engine"] = how.engine;
+    object["isa"] = how.isa;
+    object["quant"] = how.quant();
     print_json(object);
   } else {
     print_text(printer ? "\n" : fmt::format("{}\n", fmt::join(row.ids, ",")));

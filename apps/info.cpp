@@ -74,8 +74,9 @@ nlohmann::json machine_json() {
 
 nlohmann::json engines_json() {
   auto rows =
-      nlohmann::json::array({{{"engine", "eager"}, {"available", true}, {"why_not", nullptr}}});
-  for (const char* name : {"traced", "fused", "graph"}) {
+      nlohmann::json::array({{{"engine", "eager"}, {"available", true}, {"why_not", nullptr}},
+                             {{"engine", "fused"}, {"available", true}, {"why_not", nullptr}}});
+  for (const char* name : {"traced", "graph"}) {
     rows.push_back(
         {{"engine", name}, {"available", false}, {"why_not", "not built into this version"}});
   }

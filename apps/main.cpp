@@ -38,7 +38,7 @@ int report(const std::string& message) {
 }
 
 // Spellings that CLI11 misreads: "--prompt=" is an empty prompt, not the next word; and llama-bench's
-// -pg has two letters after one dash, which would be -p g.
+// -pg and -ub have two letters after one dash, which would be -p g.
 std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> words;
   for (int i = 1; i < argc; ++i) {
@@ -47,7 +47,8 @@ std::vector<std::string> arguments(int argc, char** argv) {
       words.push_back(word.substr(0, word.size() - 1));
       words.emplace_back();
     } else {
-      words.push_back(i > 1 && words[0] == "bench" && word == "-pg" ? "--pg" : word);
+      const bool two_letters = i > 1 && words[0] == "bench" && (word == "-pg" || word == "-ub");
+      words.push_back(two_letters ? "-" + word : word);
     }
   }
   std::reverse(words.begin(), words.end());  // CLI11 takes a vector from its end

@@ -128,7 +128,7 @@ Pretrained load_pretrained(const std::string& path, const LoadOptions& options) 
   if (fs::is_directory(path)) {
     static_cast<Description&>(result) = load_description(path);
     vocabulary = folder_vocabulary(path);
-    weights = read_folder_weights(path);
+    weights = read_folder_weights(path, options.mapped ? Weights::kMapped : Weights::kCopied);
   } else {
     const GgufFile file(path);
     static_cast<Description&>(result) = describe(gguf_config(file), {});

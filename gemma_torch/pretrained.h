@@ -13,6 +13,8 @@ namespace gemma_torch {
 struct LoadOptions {
   c10::Device device = c10::kCPU;
   std::optional<c10::ScalarType> dtype = {};  // default: the checkpoint's own
+  /// Leave a folder's weights in the file: less memory for an engine that packs them, slower for one that does not.
+  bool mapped = false;
 };
 
 /// What stands beside the weights of a checkpoint.

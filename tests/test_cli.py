@@ -8,10 +8,12 @@ GEMMA is the program, WRITE_TINY_MODEL the tool that makes its model folders. Ne
 
 import csv
 import io
+import itertools
 import json
 import math
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,12 +28,18 @@ BOS, START_OF_TURN, A, ABC = 2, 4, 269, 279
 PROMPT_IDS = "2,269,270,271,272,10,11"
 GENERATE_FIELDS = """prompt_ids ids text finish_reason seed time_to_first_token_ms
     prefill_tokens_per_second decode_tokens_per_second peak_memory_bytes
-    engine device dtype quant"""
-# Of llama-bench's records, those that say something about this program.
-BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends model_filename
-    model_type model_size model_n_params n_batch n_ubatch n_threads type_k type_v n_prompt n_gen
-    n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts
-    engine dtype device bytes_per_token achieved_gb_s roofline_gb_s time_to_first_token_ms"""
+    engine isa device dtype quant"""
+# llama-bench's own list, in its order; its readers refuse a record without one of them.
+LLAMA_BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends model_filename
+    model_type model_size model_n_params n_batch n_ubatch n_threads cpu_mask cpu_strict poll
+    type_k type_v n_gpu_layers n_cpu_moe split_mode main_gpu no_kv_offload flash_attn devices
+    tensor_split tensor_buft_overrides load_mode lazy_mode embeddings no_op_offload no_host repack
+    fit_target fit_min_ctx n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts
+    stddev_ts""".split()
+BENCH_SAMPLES = ["samples_ns", "samples_ts"]
+BENCH_FIELDS = """median_ts min_ts max_ts engine isa device dtype weights quant n_sequences top_k
+    bytes_per_token achieved_gb_s roofline_gb_s roofline_reading roofline_share roofline_exceeded
+    time_to_first_token_ms peak_memory_bytes logits_hash""".split()
 
 
 def gemma(*arguments, text="", code=0):
@@ -102,7 +110,7 @@ class Usage(CliTest):
     def test_values_that_nothing_serves(self):
         run = ("generate", *model("ids"), "--ids", PROMPT_IDS)
         self.assertIn("bfloat16", error(*run, "--dtype", "float16"))
-        self.assertIn("expected auto or eager, got traced", error(*run, "--engine", "traced"))
+        self.assertIn("expected auto, eager or fused, got traced", error(*run, "--engine", "traced"))
         self.assertIn("[quant]", error(*run, "--quant", "int8"))
         self.assertIn("[device]", error(*run, "--device", "tpu"))
 
@@ -347,7 +355,7 @@ class Info(CliTest):
         self.assertEqual(value["memory"]["kv_cache_bytes_per_further_1024"], 1024 * 2 * 2 * 8 * 4)
         engines = {row["engine"]: row for row in value["engines"]}
         self.assertTrue(engines["eager"]["available"])
-        self.assertIn("not built", engines["fused"]["why_not"])
+        self.assertTrue(engines["fused"]["available"])
         self.assertTrue(value["machine"]["libtorch"])
         self.assertFalse(value["instruct"])
 
@@ -395,46 +403,176 @@ class Parity(CliTest):
 
 class Bench(CliTest):
     def bench(self, *more):
-        return json.loads(gemma("bench", *model("ids"), "-r", 2, "-t", 1, *more).stdout)
+        return json.loads(gemma("bench", *model("ids"), "-r", 2, "-o", "json", *more).stdout)
+
+    def lengths(self, *more):
+        records = self.bench("-r", 1, "-t", 1, *more)
+        return [(r["n_depth"], r["n_prompt"], r["n_gen"]) for r in records]
+
+    def refused(self, *more):
+        return error("bench", *model("ids"), *more)
 
     def test_json_is_an_array_of_complete_records(self):
-        records = self.bench("-p", "4-8+4,3", "-n", "2", "-pg", "4,2", "-d", "0,5", "-o", "json")
-        tests = [(r["n_depth"], r["n_prompt"], r["n_gen"]) for r in records]
-        one_depth = [(4, 0), (8, 0), (3, 0), (0, 2), (4, 2)]
-        self.assertEqual(tests, [(d, *test) for d in (0, 5) for test in one_depth])
+        records = self.bench("-p", "4", "-n", "2", "-pg", "4,2", "-t", 1, "-r", 3)
+        self.assertEqual(len(records), 3)
         for record in records:
-            self.fields(record, BENCH_FIELDS)
-            self.assertEqual(len(record["samples_ns"]), 2)
-            self.assertEqual(record["n_threads"], 1)
+            self.assertEqual(
+                list(record), [*LLAMA_BENCH_FIELDS, *BENCH_SAMPLES, *BENCH_FIELDS, "profile"]
+            )
+            self.assertEqual([len(record[name]) for name in BENCH_SAMPLES], [3, 3])
             tokens = record["n_prompt"] + record["n_gen"]
-            rate = tokens * 1e9 / record["samples_ns"][0]
-            self.assertAlmostEqual(record["samples_ts"][0], rate, delta=0.01 * rate)
-            self.assertGreater(record["roofline_gb_s"], 0)
+            for nanoseconds, rate in zip(record["samples_ns"], record["samples_ts"]):
+                self.assertAlmostEqual(rate * nanoseconds / 1e9, tokens, delta=0.01)
+            rates = record["samples_ts"]
+            self.assertEqual(record["median_ts"], statistics.median(rates))
+            self.assertEqual((record["min_ts"], record["max_ts"]), (min(rates), max(rates)))
+            self.assertAlmostEqual(record["avg_ts"] / statistics.mean(rates), 1)
+            self.assertAlmostEqual(record["stddev_ts"] / statistics.stdev(rates), 1)
             self.assertGreater(record["time_to_first_token_ms"], 0)
-            self.assertEqual(record["bytes_per_token"] is None, record["n_prompt"] > 0)
+            self.assertLessEqual(record["time_to_first_token_ms"], max(record["samples_ns"]) / 1e6)
+            self.assertEqual((record["n_threads"], record["engine"]), (1, "eager"))
+            self.assertGreater(record["peak_memory_bytes"], 10e6)
+            self.assertIsNone(record["logits_hash"])
+
+    def test_lists_ranges_and_pairs(self):
+        pairs = ("-pg", "4,2", "-pg", "3,1")
+        one_depth = [(4, 0), (8, 0), (3, 0), (0, 2), (0, 1), (4, 2), (3, 1)]
+        both = [(depth, *test) for depth in (0, 5) for test in one_depth]
+        self.assertEqual(self.lengths("-p", "4-8+4,3", "-n", "2,0,1", *pairs, "-d", "0,5"), both)
+        short = [(0, n, 0) for n in (1, 2, 4, 8, 5, 6, 9)]
+        self.assertEqual(self.lengths("-p", "1-8*2", "-p", "5-6", "-p", "9", "-n", 0), short)
+        self.assertEqual(self.lengths("-p", "0", "-n", 0, "-pg", "0,2", "-pg", "0,0"), [(0, 0, 2)])
+
+    def test_every_combination_in_the_order_of_llama_bench(self):
+        flags = {
+            "-b": ("n_batch", 1, 2),
+            "-ub": ("n_ubatch", 3, 4),
+            "-t": ("n_threads", 1, 2),
+            "-d": ("n_depth", 0, 1),
+            "--sequences": ("n_sequences", 1, 3),
+            "--top-k": ("top_k", 1, 2),
+            "-p": ("n_prompt", 2, 1),
+        }
+        given = [word for flag, (_, a, b) in flags.items() for word in (flag, f"{a},{b}")]
+        names = [name for name, _, _ in flags.values()]
+        expected = list(itertools.product(*(values for _, *values in flags.values())))
+        records = self.bench("-r", 1, "-n", 0, *given)
+        self.assertEqual([tuple(r[name] for name in names) for r in records], expected)
+
+    def test_roofline(self):
+        prompt, step = self.bench("-p", 4, "-n", 2, "-t", 1, "-r", 3)
+        for record in (prompt, step):
+            self.assertGreater(record["roofline_gb_s"], 0.1)
+            self.assertRegex(
+                record["roofline_reading"], r"^[124] streams?, (no prefetch|prefetch \d+)$"
+            )
+            self.assertFalse(record["roofline_exceeded"])  # overhead is all there is in this model
+        for name in ("bytes_per_token", "achieved_gb_s", "roofline_share"):
+            self.assertIsNone(prompt[name])  # reading a prompt is not bound by memory
+        achieved = step["bytes_per_token"] * step["median_ts"] / 1e9
+        self.assertAlmostEqual(step["achieved_gb_s"] / achieved, 1)
+        self.assertAlmostEqual(step["roofline_share"] * step["roofline_gb_s"] / achieved, 1)
+        # The 512 MiB that were read are another process's.
+        self.assertLess(step["peak_memory_bytes"], 512 * 2**20)
 
     def test_bytes_per_token(self):
-        (record,) = self.bench("-p", 0, "-n", 2, "-d", 20, "--json")
+        one, three = self.bench("-p", 0, "-n", 2, "-d", 20, "--sequences", "1,3", "-t", 1)
         info = one_object("info", *model("ids"))
         # every parameter once, the head being the embedding; layers see 8 and 21 tokens
+        weights = 4 * info["parameters"]["unique"]
         seen = 2 * 8 * 4 * (8 + 21)
-        self.assertEqual(record["bytes_per_token"], 4 * info["parameters"]["unique"] + seen)
-        self.assertAlmostEqual(
-            record["achieved_gb_s"], record["bytes_per_token"] * record["avg_ts"] / 1e9, places=6
-        )
+        self.assertEqual(one["bytes_per_token"], weights + seen)
+        self.assertEqual(three["bytes_per_token"], weights + 3 * seen)  # of a step
 
-    def test_other_forms(self):
-        run = ("bench", *model("ids"), "-r", 1, "-p", "2*", "-n", 0)
-        self.assertIn("[bench] -p", error(*run))
-        run = ("bench", *model("ids"), "-r", 1, "-p", "2-8*2", "-n", 0, "-o")
+    def test_sequences_count_the_tokens_of_all_rows(self):
+        for record in self.bench("-p", 4, "-n", 2, "--sequences", "1,3", "-t", 1):
+            tokens = (record["n_prompt"] + record["n_gen"]) * record["n_sequences"]
+            for nanoseconds, rate in zip(record["samples_ns"], record["samples_ts"]):
+                self.assertAlmostEqual(rate * nanoseconds / 1e9, tokens, delta=0.01)
+            if record["n_gen"]:
+                steps = record["median_ts"] / record["n_sequences"]
+                achieved = record["bytes_per_token"] * steps / 1e9
+                self.assertAlmostEqual(record["achieved_gb_s"] / achieved, 1)
+
+    def test_the_hash_is_of_the_tokens(self):
+        def hashes(*more):
+            return [r["logits_hash"] for r in self.bench("--hash", "-r", 1, "-t", 1, *more)]
+
+        run = ("-p", "4,5", "-n", "3", "-d", "0,6", "--sequences", "1,2")
+        first = hashes(*run)
+        self.assertEqual(len(set(first)), 12)  # another length, depth or row is another hash
+        for value in first:
+            self.assertRegex(value, r"^[0-9a-f]{16}$")
+        self.assertEqual(hashes(*run), first)
+        # However often it is run:
+        self.assertEqual(hashes(*run, "-r", 3), first)
+
+    def test_csv_jsonl_and_md(self):
+        once = ("bench", *model("ids"), "-r", 1, "-t", 1)
+        run = (*once, "-p", "2-8*2", "-n", 0, "-o")
         lines = gemma(*run, "jsonl").stdout.splitlines()
         self.assertEqual([json.loads(line)["n_prompt"] for line in lines], [2, 4, 8])
-        rows = list(csv.DictReader(io.StringIO(gemma(*run, "csv").stdout)))
+        reader = csv.DictReader(io.StringIO(gemma(*run, "csv").stdout))
+        rows = list(reader)
+        self.assertEqual(reader.fieldnames, [*LLAMA_BENCH_FIELDS, *BENCH_FIELDS])
         self.assertEqual([row["n_prompt"] for row in rows], ["2", "4", "8"])
-        self.assertEqual(len(gemma(*run, "md").stdout.splitlines()), 2 + 3)
-        self.assertIn("md, json, jsonl or csv", error(*run, "sql"))
-        self.assertIn("expected a test", error("bench", *model("ids"), "-p", 0, "-n", 0))
-        self.assertIn("-pg", error("bench", *model("ids"), "-pg", "4"))
+        self.assertEqual(
+            {(r["cpu_strict"], r["repack"], r["bytes_per_token"], r["isa"] != "") for r in rows},
+            {("0", "1", "", True)},
+        )
+        for row in rows:
+            float(row["avg_ts"])
+
+        def table(*arguments):
+            lines = gemma(*arguments).stdout.splitlines()
+            cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+            widths = [[len(cell) for cell in line.split("|")] for line in lines[:2]]
+            self.assertEqual(widths[0], widths[1])
+            self.assertEqual({len(row) for row in cells}, {len(cells[0])})
+            return [dict(zip(cells[0], row)) for row in cells[2:]]
+
+        rows = table(*run, "md")
+        self.assertEqual([row["test"] for row in rows], ["pp2", "pp4", "pp8"])
+        self.assertRegex(rows[0]["t/s"], r"^\d+\.\d\d ± 0\.00$")
+        self.assertFalse({"rows", "top-k", "n_batch", "n_ubatch", "logits hash"} & set(rows[0]))
+        (row,) = table(
+            *(*once, "-p", 0, "-n", 2, "-d", 3, "--sequences", 2, "--top-k", 5),
+            *("-b", 7, "-ub", 6, "--hash"),
+        )
+        self.assertEqual(row["test"], "tg2 @ d3")
+        settings = (row[name] for name in ("rows", "top-k", "n_batch", "n_ubatch"))
+        self.assertEqual(list(settings), ["2", "5", "7", "6"])
+        self.assertRegex(row["of roofline"], r"^\d+ % of \d+\.\d$")
+        self.assertRegex(row["logits hash"], r"^[0-9a-f]{16}$")
+
+    def test_help_tells_the_defaults(self):
+        shown = gemma("bench", "--help").stdout
+        for default in ("n-prompt LIST=512", "n-gen LIST=128", "repetitions INT=5"):
+            self.assertIn(default, shown)
+        for default in ("batch-size LIST=2048", "ubatch-size LIST=512", "output TEXT=md"):
+            self.assertIn(default, shown)
+
+    def test_errors_name_the_flag_and_the_value(self):
+        for flag in ("-p", "-n", "-d", "-b", "-ub", "-t", "--sequences", "--top-k"):
+            self.assertIn(f"[bench] {flag}: expected numbers", self.refused(flag, "2*"))
+        wrong = "a 1,,2 1, 8-4 1-4+0 1-4*1 0-4*2 1;2 1- 1-4+ 4+2 1.5".split()
+        for bad in (*wrong, "9" * 20, "2147483648", ""):
+            self.assertIn("[bench] -p: expected numbers", self.refused("-p", bad))
+        for flag in ("-b", "-ub", "-t", "--sequences", "--top-k"):
+            self.assertIn(f'{flag}: expected at least 1, got "0"', self.refused(flag, 0))
+        self.assertIn("-r: expected at least 1, got 0", self.refused("-r", 0))
+        self.assertIn("-p: expected at most 1000 values", self.refused("-p", "1-1001"))
+        self.assertIn("-t: expected at most 1024, got 1025", self.refused("-t", "1,1025"))
+        for bad in ("4", "4,", ",4", "4,2,1", "4-5", "a,b", "4,2x"):
+            pair = f'-pg: expected two numbers such as 512,128, got "{bad}"'
+            self.assertIn(pair, self.refused("-pg", bad))
+        self.assertIn("md, json, jsonl or csv, got sql", self.refused("-o", "sql"))
+        self.assertIn("expected a test", self.refused("-p", 0, "-n", 0))
+        short = ("-p", 1, "-n", 4, "-d", 5, "--ctx", 8)
+        self.assertIn("expected at least 9 for tg4 @ d5, got 8", self.refused(*short))
+        no_profile = self.refused("--profile", "-p", 1, "--engine", "eager")
+        self.assertIn("[profile] expected the fused engine, got eager", no_profile)
+        self.assertIn("expected md, json or jsonl", self.refused("--profile", "-o", "csv"))
 
 
 class Convert(CliTest):

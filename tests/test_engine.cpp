@@ -54,7 +54,8 @@ TEST_CASE("bad requests are refused before any work", "[engine]") {
   CHECK_THROWS_AS(engine->reset(at::zeros({3}, at::kLong)), Error);
   CHECK(engine->position() == 0);
   CHECK(engine->history(0).empty());
-  CHECK_THROWS_WITH(parse_engine("turbo"), Catch::Contains("expected auto or eager, got turbo"));
+  CHECK_THROWS_WITH(parse_engine("turbo"),
+                    Catch::Contains("expected auto, eager or fused, got turbo"));
 }
 
 TEST_CASE("the head runs once a step, however many rows ask", "[engine]") {

@@ -21,6 +21,7 @@ class RecordingEngine : public Engine {
   explicit RecordingEngine(int64_t capacity = 64)
       : Engine(/*batch=*/1, capacity, /*vocab_size=*/1000) {}
 
+  EngineReport report(int64_t) const override { return {}; }
   at::Tensor logits(Rows) override { return at::zeros({1, 1, 1000}); }
   at::Tensor log_prob(const at::Tensor& targets) override {
     REQUIRE(targets.size(1) == last_length);  // one target a token of the last append

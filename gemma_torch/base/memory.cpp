@@ -2,10 +2,14 @@
 
 #include <ATen/ops/from_blob.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "gemma_torch/base/error.h"
 
@@ -23,6 +27,38 @@ std::shared_ptr<std::byte> large_pages(size_t bytes) {
 #endif
   return {reinterpret_cast<std::byte*>(start),
           [address, reserved](std::byte*) { ::munmap(address, reserved); }};
+}
+
+namespace {
+
+// Whether an address lies in a mapping of a file. Asking for pages of other memory would split large ones.
+bool is_of_file(uintptr_t address) {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long begin = 0, end = 0, inode = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx %*s %*s %*s %lu", &begin, &end, &inode) == 3 &&
+        address >= begin && address < end) {
+      return inode != 0;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+void drop_resident(const void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_PAGEOUT)
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto start = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (start < end &&
+      is_of_file(start)) {  // advice: an older system's refusal costs nothing but memory
+    ::madvise(reinterpret_cast<void*>(start), end - start, MADV_PAGEOUT);
+  }
+#else
+  (void)data;
+  (void)bytes;
+#endif
 }
 
 at::Tensor zeros_on_large_pages(c10::IntArrayRef sizes, c10::ScalarType dtype) {

@@ -1,12 +1,15 @@
 #include "gemma_torch/engine/eager.h"
 
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 
+#include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/kernels/cpu/row_kernels.h"
 
 namespace gemma_torch {
 namespace {
@@ -79,6 +82,29 @@ at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
     parts.push_back((chosen - scores.logsumexp(/*dim=*/-1)).to(at::kCPU));
   }
   return at::cat(parts, /*dim=*/1);
+}
+
+EngineReport EagerEngine::report(int64_t depth) const {
+  auto model = model_;
+  int64_t bytes = 0;
+  for (const auto& parameter : model->parameters()) {
+    bytes += static_cast<int64_t>(parameter.nbytes());  // the embedding counts as the head
+  }
+  if (model->out_head->weight.data_ptr() != model->tok_emb->weight.data_ptr()) {
+    bytes -= static_cast<int64_t>(model->tok_emb->weight.nbytes());
+  }
+  const auto& cfg = model->cfg;
+  const auto row = 2 * batch() * cfg.n_kv_groups * cfg.head_dim *
+                   static_cast<int64_t>(c10::elementSize(cache_.options().dtype));
+  for (const auto type : cfg.layer_types) {
+    bytes +=
+        row * (type == LayerType::kFullAttention ? depth : std::min(depth, cfg.sliding_window));
+  }
+  return {"eager",
+          kernels::isa_name(kernels::row_kernels().isa),
+          dtype_name(model->tok_emb->weight.scalar_type()),
+          at::get_num_threads(),
+          bytes};
 }
 
 void EagerEngine::do_rewind(int64_t position) {

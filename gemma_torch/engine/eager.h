@@ -12,6 +12,7 @@ class EagerEngine : public Engine {
   at::Tensor logits(Rows rows) override;
   at::Tensor log_prob(const at::Tensor& targets) override;
   int64_t position() const override { return cache_.position(); }
+  EngineReport report(int64_t depth) const override;
   const KvCache& cache() const { return cache_; }
 
  private:

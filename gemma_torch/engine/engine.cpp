@@ -8,6 +8,7 @@
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/eager.h"
+#include "gemma_torch/engine/fused.h"
 
 namespace gemma_torch {
 namespace {
@@ -172,16 +173,37 @@ void Engine::decode(int64_t n, const Sampling& sampling, const OnToken& on_token
   }
 }
 
-EngineKind parse_engine(const std::string& name) {
-  check(name == "auto" || name == "eager", "[engine] expected auto or eager, got {}", name);
-  return name == "auto" ? EngineKind::kAuto : EngineKind::kEager;
+std::string EngineReport::quant() const {
+  const bool own = weights == "float32" || weights == "bfloat16" || weights == "lossless12";
+  return own ? "none" : weights;
 }
 
-std::string engine_name(EngineKind) {
-  return "eager";
+std::vector<KernelTime> Engine::profile() const {
+  fail("[profile] expected the fused engine, got {}", report(0).engine);
+}
+
+EngineKind parse_engine(const std::string& name) {
+  check(name == "auto" || name == "eager" || name == "fused",
+        "[engine] expected auto, eager or fused, got {}",
+        name);
+  return name == "auto"    ? EngineKind::kAuto
+         : name == "eager" ? EngineKind::kEager
+                           : EngineKind::kFused;
+}
+
+EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options) {
+  if (options.kind != EngineKind::kAuto) {
+    return options.kind;
+  }
+  return options.probe || !Pack::refusal(model).empty() ? EngineKind::kEager : EngineKind::kFused;
 }
 
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
+  if (choose_engine(model, options) == EngineKind::kFused) {
+    return std::make_unique<FusedEngine>(std::move(model), options);
+  }
+  check(options.fused.quant == OnTheFly::kNone,
+        "[quant] expected none for the eager engine, got int8. Hint: --engine fused");
   return std::make_unique<EagerEngine>(std::move(model), options);
 }
 

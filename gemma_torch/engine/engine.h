@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "gemma_torch/engine/kernel_clock.h"
 #include "gemma_torch/engine/sampling.h"
+#include "gemma_torch/kernels/cpu/isa.h"
 #include "gemma_torch/model/gemma3.h"
 
 namespace gemma_torch {
@@ -19,6 +21,18 @@ enum class Rows { kLast, kAll };
 struct TopK {
   at::Tensor ids;     // (B, k) int64
   at::Tensor logits;  // (B, k) float32
+};
+
+/// How an engine runs, for reports.
+struct EngineReport {
+  std::string engine;  // "eager", "fused"
+  std::string isa;     // instruction set of its kernels; of eager, that of one-row products
+  std::string
+      weights;  // form of the layers' weights: "float32", "bfloat16", "lossless12", "int8", ..
+  int threads = 1;
+  /// "none" where the weights are the checkpoint's own, else their form.
+  std::string quant() const;
+  int64_t bytes_per_token = 0;  // that one step reads: layers, head, keys and values of every row
 };
 
 /// Called with each new token of a row; false ends that row.
@@ -61,6 +75,14 @@ class Engine {
   /// The last token chosen is not appended. Random draws are of `sampling.seed`, a stream for each row.
   virtual void decode(int64_t n, const Sampling& sampling, const OnToken& on_token);
 
+  /// What it is, and what a step costs with `depth` tokens in the cache.
+  virtual EngineReport report(int64_t depth) const = 0;
+
+  /// Time by kernel since the last reset_profile, where EngineOptions::profile was set.
+  /// Throws: Error if the engine has none.
+  virtual std::vector<KernelTime> profile() const;
+  virtual void reset_profile() {}
+
   virtual int64_t position() const = 0;  // tokens in the cache, padding included
   int64_t capacity() const { return capacity_; }
   int64_t batch() const { return batch_; }
@@ -89,7 +111,22 @@ class Engine {
 /// The candidates that `sampling` can choose from in one row, best first, the repetition penalty applied.
 std::vector<Candidate> candidates(Engine& engine, int64_t row, const Sampling& sampling);
 
-enum class EngineKind { kAuto, kEager };
+enum class EngineKind { kAuto, kEager, kFused };
+
+/// Weights of a fused engine: as the model has them, or its bfloat16 layers rounded to int8 as it is made.
+enum class OnTheFly { kNone, kInt8 };
+
+/// Options of the fused engine alone.
+struct FusedOptions {
+  OnTheFly quant = OnTheFly::kNone;
+  std::optional<kernels::Isa> isa = {};  // default: the widest of this CPU
+  std::optional<c10::ScalarType> products =
+      {};                      // of many tokens: float32 or bfloat16; default: the faster
+  int threads = 0;             // default: ATen's
+  bool pin = false;            // threads stay on their cores
+  bool two_stage_head = true;  // top() scans; false: the full head always
+  bool profile = false;        // time by kernel
+};
 
 struct EngineOptions {
   EngineKind kind = EngineKind::kAuto;
@@ -98,11 +135,15 @@ struct EngineOptions {
   int64_t chunk = 512;                           // most tokens of one pass of the model
   std::optional<c10::ScalarType> kv_dtype = {};  // default: the weights' own
   Probe probe = {};                              // eager only
+  FusedOptions fused = {};
 };
 
-/// "auto" or "eager". Throws: Error for another name.
+/// "auto", "eager" or "fused". Throws: Error for another name.
 EngineKind parse_engine(const std::string& name);
-std::string engine_name(EngineKind kind);  // what kAuto stands for is named
+
+/// The engine that kAuto stands for: fused where it can run the model (on the CPU, bfloat16 or packed weights, no
+/// probe), else eager.
+EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options);
 
 /// An engine over `model`, on the model's device. Throws: Error naming what the kind cannot serve.
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options = {});

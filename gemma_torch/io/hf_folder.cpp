@@ -160,15 +160,18 @@ nlohmann::json read_json(const std::string& folder, const std::string& name) {
              : nlohmann::json();
 }
 
-TensorMap read_folder_weights(const std::string& folder) {
+TensorMap read_folder_weights(const std::string& folder, Weights weights) {
   const std::string single = folder + "/model.safetensors";
   const std::string index = folder + "/model.safetensors.index.json";
   check(fs::exists(single) || fs::exists(index),
         "[load_weights] {}: expected model.safetensors or model.safetensors.index.json, found "
         "neither",
         folder);
-  return fs::exists(single) ? read_safetensors(read_to_large_pages(single))
-                            : load_sharded_safetensors(index);
+  if (!fs::exists(single)) {
+    return load_sharded_safetensors(index);
+  }
+  return weights == Weights::kMapped ? load_safetensors(single)
+                                     : read_safetensors(read_to_large_pages(single));
 }
 
 AtomicFolder::AtomicFolder(const std::string& path) : path_(path) {

@@ -28,9 +28,13 @@ TensorMap hf_weights(const Gemma3Model& model);
 /// Parses `<folder>/<name>`; an object, or null where the file is absent. Throws: Error naming the file.
 nlohmann::json read_json(const std::string& folder, const std::string& name);
 
-/// The tensors of model.safetensors, or of the shards that model.safetensors.index.json lists.
+/// Whether weights stay in the file they came from, mapped, or are copied to 2 MiB pages, which are faster to read
+/// again and again.
+enum class Weights { kCopied, kMapped };
+
+/// The tensors of model.safetensors, or of the shards that model.safetensors.index.json lists (always mapped).
 /// Throws: Error naming the folder if it has neither.
-TensorMap read_folder_weights(const std::string& folder);
+TensorMap read_folder_weights(const std::string& folder, Weights weights = Weights::kCopied);
 
 /// A folder that appears under its name whole or not at all: filled under a temporary name beside it, then renamed.
 class AtomicFolder {

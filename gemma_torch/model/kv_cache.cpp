@@ -58,7 +58,7 @@ KvCache::KvCache(const Gemma3Config& cfg, const KvCacheOptions& options)
   }
 }
 
-Placement KvCache::place(int64_t n) {
+void KvCache::check_fits(int64_t n) const {
   check(n >= 1 && n <= options_.chunk,
         "[kv_cache] tokens of one call: expected 1 to {}, got {}",
         options_.chunk,
@@ -68,6 +68,20 @@ Placement KvCache::place(int64_t n) {
         options_.capacity,
         position_ + n,
         position_);
+}
+
+void KvCache::occupy(int64_t n) {
+  check_fits(n);
+  auto* global = global_positions_.mutable_data_ptr<int64_t>();
+  auto* local = local_positions_.mutable_data_ptr<int64_t>();
+  for (int64_t p = position_; p < position_ + n; ++p) {
+    global[p] = p;
+    local[p % ring_] = p;
+  }
+}
+
+Placement KvCache::place(int64_t n) {
+  check_fits(n);
   Placement placement;
   placement.positions = at::arange(position_, position_ + n, global_positions_.options());
   placement.first = first_;

@@ -63,6 +63,11 @@ class KvCache {
   Placement place(int64_t n);
   void advance(int64_t n);
 
+  /// place(n) for a caller on the CPU that finds slots by itself and wants nothing allocated: position p is in slot p
+  /// of full layers and in slot p % ring() of sliding ones.
+  void occupy(int64_t n);
+  int64_t ring() const { return ring_; }
+
   /// Forgets every token at or past `position`. Throws: Error if a sliding layer's ring has already lost a token
   /// that the next one would see, or if `position` is past the end.
   void rewind(int64_t position);
@@ -79,6 +84,8 @@ class KvCache {
   int64_t bytes() const;
 
  private:
+  void check_fits(int64_t n) const;
+
   Gemma3Config cfg_;
   KvCacheOptions options_;
   int64_t ring_ = 0;        // slots of a sliding layer, the spare one not counted

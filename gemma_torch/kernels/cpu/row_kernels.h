@@ -2,14 +2,10 @@
 
 #include <cstdint>
 
+#include "gemma_torch/kernels/cpu/isa.h"
+#include "gemma_torch/kernels/cpu/packed.h"
+
 namespace gemma_torch::kernels {
-
-/// A bfloat16 number: the upper half of a float32.
-struct Bf16 {
-  uint16_t bits;
-};
-
-enum class Isa { kGeneric, kAvx2, kAvx512 };
 
 /// Kernels over rows of numbers, for one instruction set. Sums are in float32 whatever the numbers are. None
 /// allocates, none starts threads: callers share rows out among theirs.
@@ -36,9 +32,8 @@ struct RowKernels {
 /// Those of the widest instruction set that this CPU has.
 const RowKernels& row_kernels();
 
-/// Those of one instruction set. The caller sees to it that the CPU has it.
+/// Those of one instruction set, or of the next narrower one that there are any for. The caller sees to it that
+/// has_isa(isa).
 const RowKernels& row_kernels(Isa isa);
-bool has_isa(Isa isa);
-const char* isa_name(Isa isa);
 
 }  // namespace gemma_torch::kernels

@@ -1,0 +1,161 @@
+#include "bench_run.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <utility>
+
+#include "gemma_torch/base/device.h"
+#include "gemma_torch/base/error.h"
+
+namespace gemma_torch::apps {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int64_t tokens_needed(const BenchTest& test) {
+  return test.n_depth + test.n_prompt + test.n_gen;
+}
+
+bool same_engine(const BenchTest& a, const BenchTest& b) {
+  return a.n_threads == b.n_threads && a.n_ubatch == b.n_ubatch && a.n_sequences == b.n_sequences;
+}
+
+// Any tokens do: a dense model takes the same time for all. Fixed, so that runs are alike.
+at::Tensor some_ids(int64_t rows, int64_t count, int64_t vocab_size) {
+  std::mt19937_64 random(1);
+  auto ids = at::empty({rows, count}, at::kLong);
+  auto* data = ids.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    data[i] = static_cast<int64_t>(random() % static_cast<uint64_t>(vocab_size));
+  }
+  return ids;
+}
+
+// FNV-1a of 64 bits over the bytes of the values.
+uint64_t hash_of(const at::Tensor& logits) {
+  const auto values = logits.to(at::kCPU, at::kFloat).contiguous();
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.const_data_ptr<float>());
+  uint64_t hash = 0xcbf29ce484222325;
+  for (size_t i = 0; i < values.nbytes(); ++i) {
+    hash = (hash ^ bytes[i]) * 0x100000001b3;
+  }
+  return hash;
+}
+
+}  // namespace
+
+BenchRunner::BenchRunner(const Pretrained& loaded,
+                         ModelOptions options,
+                         std::vector<BenchTest> tests,
+                         const BenchHow& how)
+    : loaded_(loaded), options_(std::move(options)), tests_(std::move(tests)), how_(how) {
+  check(options_.ctx >= 0, "[ctx] expected at least 1, got {}", options_.ctx);
+  for (const auto& test : tests_) {
+    check(options_.ctx == 0 || tokens_needed(test) <= options_.ctx,
+          "[ctx] expected at least {} for {}, got {}",
+          tokens_needed(test),
+          test_name(test),
+          options_.ctx);
+  }
+}
+
+BenchResult BenchRunner::run(const BenchTest& test) {
+  BenchResult result;
+  const auto short_test = [&] {
+    auto warm_up = test;
+    warm_up.n_gen = std::min<int64_t>(test.n_gen, 4);
+    return warm_up;
+  }();
+  if (how_.profile) {  // apart from what is timed
+    prepare(test, /*profile=*/true);
+    engine_->profile();  // fails before any work where the engine has none
+    once(short_test);
+    once(test);
+    result.kernels = engine_->profile();
+  }
+  prepare(test, /*profile=*/false);
+  once(short_test);
+  for (int i = 0; i < how_.repetitions; ++i) {
+    const auto sample = once(test);
+    result.seconds.push_back(sample.seconds);
+    result.first_token_seconds.push_back(sample.first_token_seconds);
+  }
+  if (how_.hash) {
+    result.hash = hash_of(engine_->logits(Rows::kLast));
+  }
+  const auto middle = test.n_depth + (test.n_gen + 1) / 2;  // of the generation
+  result.engine = engine_->report(middle);
+  result.peak_memory = peak_memory_bytes();
+  return result;
+}
+
+void BenchRunner::prepare(const BenchTest& test, bool profile) {
+  if (engine_ && profiles_ == profile && same_engine(made_for_, test)) {
+    return;
+  }
+  engine_.reset();  // first: two at once would be in the peak memory
+  at::set_num_threads(static_cast<int>(test.n_threads));
+  auto how = engine_options(options_, capacity_for(test), test.n_sequences);
+  how.chunk = test.n_ubatch;
+  how.fused.threads = static_cast<int>(test.n_threads);
+  how.fused.profile = profile;
+  engine_ = gemma_torch::make_engine(loaded_.model, how);
+  made_for_ = test;
+  profiles_ = profile;
+}
+
+int64_t BenchRunner::capacity_for(const BenchTest& test) const {
+  int64_t capacity = options_.ctx;
+  for (const auto& other : tests_) {
+    if (options_.ctx == 0 && same_engine(other, test)) {
+      capacity = std::max(capacity, tokens_needed(other));
+    }
+  }
+  return capacity;
+}
+
+void BenchRunner::read(int64_t count, int64_t piece) {
+  const auto ids = some_ids(engine_->batch(), count, engine_->vocab_size());
+  for (int64_t start = 0; start < count; start += piece) {
+    engine_->append(ids.narrow(/*dim=*/1, start, std::min(piece, count - start)));
+  }
+}
+
+// Reads n_prompt tokens, then makes n_gen. A token made is one pass and one choice, as in
+// llama-bench: the first one follows a token of its own, and so costs a pass too.
+BenchRunner::Sample BenchRunner::once(const BenchTest& test) {
+  const auto device = loaded_.model->tok_emb->weight.device();
+  engine_->reset();
+  read(test.n_depth, test.n_batch);
+  if (profiles_) {
+    engine_->reset_profile();  // the depth does not count
+  }
+  synchronize(device);
+  Sample sample;
+  const auto start = Clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  if (test.n_prompt > 0) {
+    read(test.n_prompt, test.n_batch);
+    engine_->top(/*k=*/1);
+    sample.first_token_seconds = seconds();
+  }
+  if (test.n_gen > 0) {
+    const Sampling sampling{.temperature = test.top_k == 1 ? 0.0 : 1.0, .top_k = test.top_k};
+    read(/*count=*/1, test.n_batch);
+    engine_->decode(test.n_gen, sampling, [&](int64_t, int64_t) {
+      if (sample.first_token_seconds == 0) {
+        sample.first_token_seconds = seconds();
+      }
+      return true;
+    });
+  }
+  synchronize(device);
+  sample.seconds = seconds();
+  return sample;
+}
+
+}  // namespace gemma_torch::apps

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bench_plan.h"
+#include "common.h"
+
+namespace gemma_torch::apps {
+
+/// How each test is run.
+struct BenchHow {
+  int repetitions = 5;
+  bool profile = false;  // measure kernels too, in a run of their own
+  bool hash = false;
+};
+
+struct BenchResult {
+  std::vector<double> seconds;              // of each repetition
+  std::vector<double> first_token_seconds;  // of each repetition
+  EngineReport engine;                      // at the middle of the generation
+  int64_t peak_memory = 0;                  // bytes, of the process so far
+  std::optional<uint64_t> hash;             // of the full head's logits after the last token
+  std::vector<KernelTime> kernels;          // of one repetition
+};
+
+/// Runs tests on one model, and keeps the engine while the next test can use it.
+class BenchRunner {
+ public:
+  /// `tests` are those to come. Throws: Error if one needs more than --ctx.
+  BenchRunner(const Pretrained& loaded,
+              ModelOptions options,
+              std::vector<BenchTest> tests,
+              const BenchHow& how);
+
+  /// One warm-up, which does not count, then the repetitions.
+  BenchResult run(const BenchTest& test);
+
+ private:
+  struct Sample {
+    double seconds = 0;
+    double first_token_seconds = 0;
+  };
+
+  void prepare(const BenchTest& test, bool profile);
+  Sample once(const BenchTest& test);
+  void read(int64_t count, int64_t piece);
+  int64_t capacity_for(const BenchTest& test) const;
+
+  const Pretrained& loaded_;
+  ModelOptions options_;
+  std::vector<BenchTest> tests_;
+  BenchHow how_;
+  std::unique_ptr<Engine> engine_;
+  BenchTest made_for_;
+  bool profiles_ = false;
+};
+
+}  // namespace gemma_torch::apps

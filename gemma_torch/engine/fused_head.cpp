@@ -1,0 +1,259 @@
+// The output head. top(k) scans all rows at few bytes, scores exactly only those that can be among the k best, with the
+// very kernel of the full head, and so gives what the full head gives.
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/engine/fused_top.h"
+
+namespace gemma_torch {
+namespace {
+
+using kernels::Bf16;
+using kernels::kBlockRows;
+using kernels::Range;
+
+// Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
+constexpr int64_t kScanPart = 128;
+
+}  // namespace
+
+void FusedEngine::normalize_last() {
+  check(hidden_tokens_ > 0, "[logits] expected an append since the last reset or rewind, got none");
+  if (!last_.empty()) {
+    return;
+  }
+  const auto E = model_->cfg.emb_dim;
+  last_.resize(static_cast<size_t>(batch() * E));
+  for (int64_t b = 0; b < batch(); ++b) {
+    kernel_.rms_norm(hidden_.data() + ((b + 1) * hidden_tokens_ - 1) * E,
+                     pack_->final_norm(),
+                     last_.data() + b * E,
+                     E,
+                     static_cast<float>(model_->cfg.rms_norm_eps));
+  }
+}
+
+void FusedEngine::prepare_top(int64_t k) {
+  if (top_ != nullptr && top_->k == k) {
+    return;
+  }
+  top_ = std::make_unique<TopState>();
+  auto& s = *top_;
+  s.k = k;
+  const auto scan = pack_->scan();
+  const auto blocks = scan.rows / kBlockRows;
+  const auto threads = static_cast<size_t>(team_.size());
+  for (int64_t b = 0; b < batch(); ++b) {
+    s.inputs.emplace_back(1, model_->cfg.emb_dim);
+    s.bounds.push_back({s.inputs.back().views()[0], 0, 0, 0});
+    s.upper.emplace_back(static_cast<size_t>(scan.rows));
+    s.block_upper.emplace_back(static_cast<size_t>(blocks));
+  }
+  s.permuted.resize(static_cast<size_t>(model_->cfg.emb_dim));
+  // More than k rows, so that the k-th best of them is seldom far from the k-th best of all.
+  const auto likely = static_cast<size_t>(k + 16);
+  s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch()), Best(likely)));
+  s.threads.resize(threads);
+  for (auto& thread : s.threads) {
+    thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
+    thread.rows.reserve(static_cast<size_t>(scan.rows / 4));
+    thread.scores.reserve(thread.rows.capacity());
+    thread.scored.reserve(thread.rows.capacity() + likely);
+  }
+  s.first_scores.resize(threads * likely);
+}
+
+// One thread's part of the scan, and the rows in it that look best.
+void FusedEngine::scan_share(int i) {
+  auto& s = *top_;
+  const auto head = pack_->scan();
+  const auto share = team_.share(head.rows / kBlockRows, i);
+  for (auto& best : s.likely[static_cast<size_t>(i)]) {
+    best.clear();
+  }
+  for (int64_t begin = share.begin; begin < share.end; begin += kScanPart) {
+    const Range part{begin, std::min(begin + kScanPart, share.end)};
+    for (size_t b = 0; b < s.bounds.size(); ++b) {
+      float* const upper = s.upper[b].data();
+      float* const block_upper = s.block_upper[b].data();
+      kernel_.scan(head, part, s.bounds[b], upper, block_upper);
+      auto& best = s.likely[static_cast<size_t>(i)][b];
+      for (int64_t block = part.begin; block < part.end; ++block) {
+        for (int64_t r = 0; block_upper[block] > best.bar() && r < kBlockRows; ++r) {
+          const auto row = block * kBlockRows + r;
+          if (upper[row] > best.bar() && row < vocab_size()) {
+            best.push({upper[row], static_cast<int32_t>(row)});
+          }
+        }
+      }
+    }
+  }
+}
+
+// One thread's part of the choice for row b of the batch: scores exactly what looked best, agrees with the others on
+// what the k-th best must at least have, then scores whatever may still reach that.
+bool FusedEngine::score_share(size_t b, int i) {
+  auto& s = *top_;
+  auto& own = s.threads[static_cast<size_t>(i)];
+  const auto head = pack_->scan();
+  const auto E = model_->cfg.emb_dim;
+  const float* const x = last_.data() + static_cast<int64_t>(b) * E;
+  float* const upper = s.upper[b].data();
+  const auto score = [&] {
+    own.scores.resize(own.rows.size());
+    kernel_.dot_rows(pack_->head(),
+                     own.rows.data(),
+                     0,
+                     static_cast<int64_t>(own.rows.size()),
+                     x,
+                     E,
+                     own.scores.data());
+    for (size_t n = 0; n < own.rows.size(); ++n) {
+      own.scored.push_back({own.scores[n], own.rows[n]});
+    }
+  };
+  own.rows.clear();
+  own.scored.clear();
+  for (const auto& likely : s.likely[static_cast<size_t>(i)][b].all()) {
+    own.rows.push_back(likely.id);
+    upper[likely.id] = kNone;  // done with
+  }
+  score();
+  const auto places = s.first_scores.size() / s.threads.size();
+  float* const mine = s.first_scores.data() + static_cast<size_t>(i) * places;
+  std::fill_n(mine, places, kNone);
+  std::copy(own.scores.begin(), own.scores.end(), mine);
+  team_.barrier();
+  // Every thread finds the same bar.
+  auto& sorted = own.scores;
+  sorted.assign(s.first_scores.begin(), s.first_scores.end());
+  const auto kth = sorted.begin() + std::min(s.k, vocab_size()) - 1;
+  std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+  const float bar = *kth;
+  const auto share = team_.share(head.rows / kBlockRows, i);
+  const auto blocks =
+      kernel_.reach(s.block_upper[b].data(), {share.begin, share.end}, bar, own.blocks.data());
+  own.rows.clear();
+  for (int64_t n = 0; n < blocks; ++n) {
+    const int64_t first = own.blocks[static_cast<size_t>(n)] * kBlockRows;
+    for (int64_t row = first; row < std::min(first + kBlockRows, vocab_size()); ++row) {
+      if (upper[row] >= bar) {
+        if (own.rows.size() == own.rows.capacity()) {
+          return false;  // too many: the full head reads them faster, in order
+        }
+        own.rows.push_back(static_cast<int32_t>(row));
+      }
+    }
+  }
+  score();
+  return true;
+}
+
+bool FusedEngine::scan_top(int64_t k, TopK& best) {
+  prepare_top(k);
+  auto& s = *top_;
+  const auto head = pack_->scan();
+  const auto E = model_->cfg.emb_dim;
+  for (size_t b = 0; b < s.bounds.size(); ++b) {
+    for (int64_t j = 0; j < E; ++j) {
+      s.permuted[static_cast<size_t>(j)] =
+          last_[b * static_cast<size_t>(E) + static_cast<size_t>(head.order[j])];
+    }
+    kernel_.quantize(s.permuted.data(), E, s.bounds[b].x);
+    kernels::bound_scan(head, s.permuted.data(), s.bounds[b]);
+  }
+  survivors_ = 0;
+  team_.run([&](int i) { scan_share(i); });
+  clock_.lap("head: scan");
+  const auto places = std::min(k, vocab_size());
+  best = {at::empty({batch(), places}, at::kLong), at::empty({batch(), places}, at::kFloat)};
+  for (size_t b = 0; b < s.bounds.size(); ++b) {
+    std::atomic<bool> complete{true};
+    team_.run([&](int i) {
+      if (!score_share(b, i)) {
+        complete = false;
+      }
+    });
+    if (!complete) {
+      survivors_ = 0;
+      return false;
+    }
+    s.merged.clear();
+    for (const auto& thread : s.threads) {
+      s.merged.insert(s.merged.end(), thread.scored.begin(), thread.scored.end());
+    }
+    survivors_ += static_cast<int64_t>(s.merged.size());
+    std::partial_sort(s.merged.begin(), s.merged.begin() + places, s.merged.end(), is_better);
+    for (int64_t n = 0; n < places; ++n) {
+      const auto at = static_cast<int64_t>(b) * places + n;
+      best.ids.mutable_data_ptr<int64_t>()[at] = s.merged[static_cast<size_t>(n)].id;
+      best.logits.mutable_data_ptr<float>()[at] = s.merged[static_cast<size_t>(n)].score;
+    }
+  }
+  clock_.lap("head: rows scored exactly");
+  return true;
+}
+
+TopK FusedEngine::top(int64_t k) {
+  check(k >= 1, "[top] k: expected at least 1, got {}", k);
+  // Beyond some thousands, survivors are so many that the full head is no slower.
+  constexpr int64_t kMostScanned = 4096;
+  clock_.start();
+  normalize_last();
+  if (TopK best; options_.fused.two_stage_head && !last_logits_.defined() &&
+                 k <= std::min(kMostScanned, vocab_size()) && scan_top(k, best)) {
+    return best;
+  }
+  return Engine::top(k);
+}
+
+void FusedEngine::full_logits(const float* x, float* y) {
+  team_.run([&](int i) {
+    const auto share = team_.share(vocab_size(), i);
+    kernel_.dot_rows(pack_->head(),
+                     nullptr,
+                     share.begin,
+                     share.end - share.begin,
+                     x,
+                     model_->cfg.emb_dim,
+                     y + share.begin);
+  });
+}
+
+at::Tensor FusedEngine::logits(Rows rows) {
+  const auto E = model_->cfg.emb_dim;
+  if (rows == Rows::kLast) {
+    normalize_last();
+    if (!last_logits_.defined()) {
+      clock_.start();
+      auto logits = at::empty({batch(), 1, vocab_size()}, at::kFloat);
+      for (int64_t b = 0; b < batch(); ++b) {
+        full_logits(last_.data() + b * E, logits.mutable_data_ptr<float>() + b * vocab_size());
+      }
+      last_logits_ = logits;
+      clock_.lap("head: full");
+    }
+    return last_logits_;
+  }
+  check(hidden_tokens_ > 0, "[logits] expected an append since the last reset or rewind, got none");
+  auto logits = at::empty({batch(), hidden_tokens_, vocab_size()}, at::kFloat);
+  std::vector<float> x(static_cast<size_t>(E));
+  for (int64_t row = 0; row < batch() * hidden_tokens_; ++row) {
+    kernel_.rms_norm(hidden_.data() + row * E,
+                     pack_->final_norm(),
+                     x.data(),
+                     E,
+                     static_cast<float>(model_->cfg.rms_norm_eps));
+    full_logits(x.data(), logits.mutable_data_ptr<float>() + row * vocab_size());
+  }
+  return logits;
+}
+
+}  // namespace gemma_torch

@@ -1,0 +1,133 @@
+// Attention of the queries of one token to a part of the keys.
+
+#include "gemma_torch/kernels/cpu/fused_kernels.h"
+#include "gemma_torch/kernels/cpu/lanes.h"
+
+namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
+namespace {
+
+constexpr int64_t kTile = 64;      // keys whose scores are held at a time
+constexpr int kHeadsAtOnce = 4;    // queries that share the loads of a key
+
+// scores[h][i] = q[h] . keys[i]
+template <typename T, int kHeads>
+void tile_scores(const float* q, int64_t D, const T* keys, int64_t count, float (*scores)[kTile]) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T* key = keys + i * D;
+    F acc[kHeads] = {};
+    for (int64_t j = 0; j < D; j += 16) {
+      const F k = load(key + j);
+      for (int h = 0; h < kHeads; ++h) {
+        acc[h] = fma(k, load(q + h * D + j), acc[h]);
+      }
+    }
+    for (int h = 0; h < kHeads; ++h) {
+      scores[h][i] = sum(acc[h]);
+    }
+  }
+}
+
+// z[h] += sum over i of weights[h][i] values[i]
+template <typename T, int kHeads>
+void tile_values(const float (*weights)[kTile], const T* values, int64_t count, int64_t D, float* z) {
+  constexpr int64_t kWide = 64;
+  int64_t j = 0;
+  for (; j + kWide <= D; j += kWide) {
+    F acc[kHeads][4];
+    for (int h = 0; h < kHeads; ++h) {
+      for (int v = 0; v < 4; ++v) {
+        acc[h][v] = load(z + h * D + j + 16 * v);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const T* value = values + i * D + j;
+      const F v0 = load(value), v1 = load(value + 16), v2 = load(value + 32), v3 = load(value + 48);
+      for (int h = 0; h < kHeads; ++h) {
+        const F w = splat(weights[h][i]);
+        acc[h][0] = fma(v0, w, acc[h][0]);
+        acc[h][1] = fma(v1, w, acc[h][1]);
+        acc[h][2] = fma(v2, w, acc[h][2]);
+        acc[h][3] = fma(v3, w, acc[h][3]);
+      }
+    }
+    for (int h = 0; h < kHeads; ++h) {
+      for (int v = 0; v < 4; ++v) {
+        store(z + h * D + j + 16 * v, acc[h][v]);
+      }
+    }
+  }
+  for (; j < D; j += 16) {
+    for (int h = 0; h < kHeads; ++h) {
+      F acc = load(z + h * D + j);
+      for (int64_t i = 0; i < count; ++i) {
+        acc = fma(load(values + i * D + j), splat(weights[h][i]), acc);
+      }
+      store(z + h * D + j, acc);
+    }
+  }
+}
+
+// Turns scores to weights e^(score - largest); z and sum so far are scaled to a new largest.
+void soften(float* scores, int64_t count, int64_t D, float& most, float& total, float* z) {
+  for (int64_t i = count; i < (count + 15) / 16 * 16; ++i) {
+    scores[i] = -INFINITY;
+  }
+  F tile_most = splat(-INFINITY);
+  for (int64_t i = 0; i < count; i += 16) {
+    tile_most = max(tile_most, load(scores + i));
+  }
+  const float now = std::fmax(most, largest(tile_most));
+  if (now > most) {
+    const float factor = std::exp(most - now);  // 0 the first time
+    total *= factor;
+    for (int64_t j = 0; j < D; j += 16) {
+      store(z + j, load(z + j) * factor);
+    }
+    most = now;
+  }
+  F sums = {};
+  for (int64_t i = 0; i < count; i += 16) {
+    const F score = load(scores + i);
+    const F weight = select(score > splat(-INFINITY), exp(score - now), F{});
+    store(scores + i, weight);
+    sums += weight;
+  }
+  total += sum(sums);
+}
+
+template <typename T, int kHeads>
+void attend_heads(const float* q, int64_t D, const Seen& seen, const Partial& out) {
+  for (int h = 0; h < kHeads; ++h) {
+    out.largest[h] = -INFINITY;
+    out.sum[h] = 0;
+  }
+  std::memset(out.z, 0, static_cast<size_t>(kHeads * D) * sizeof(float));
+  alignas(64) float scores[kHeads][kTile];
+  for (const auto& run : seen.slots) {
+    for (int64_t i = run.begin; i < run.end; i += kTile) {
+      const int64_t count = run.end - i < kTile ? run.end - i : kTile;
+      tile_scores<T, kHeads>(q, D, static_cast<const T*>(seen.keys) + i * D, count, scores);
+      for (int h = 0; h < kHeads; ++h) {
+        soften(scores[h], count, D, out.largest[h], out.sum[h], out.z + h * D);
+      }
+      tile_values<T, kHeads>(scores, static_cast<const T*>(seen.values) + i * D, count, D, out.z);
+    }
+  }
+}
+
+template <typename T>
+void attend(const float* q, int64_t heads, int64_t D, const Seen& seen, const Partial& out) {
+  const auto part = [&](int64_t h) {
+    return Partial{out.largest + h, out.sum + h, out.z + h * D};
+  };
+  int64_t h = 0;
+  for (; h + kHeadsAtOnce <= heads; h += kHeadsAtOnce) {
+    attend_heads<T, kHeadsAtOnce>(q + h * D, D, seen, part(h));
+  }
+  for (; h < heads; ++h) {
+    attend_heads<T, 1>(q + h * D, D, seen, part(h));
+  }
+}
+
+}  // namespace
+}  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA

@@ -1,0 +1,30 @@
+#include "gemma_torch/kernels/cpu/head_scan.h"
+
+#include <cmath>
+
+namespace gemma_torch::kernels {
+
+void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
+  constexpr double kUp = 1 + 1e-6;  // covers the rounding of what is computed here, and to float
+  double outliers = 0, rest = 0, missed = 0;
+  for (int64_t j = 0; j < head.columns; ++j) {
+    (j < kScanOutliers ? outliers : rest) += static_cast<double>(x[j]) * x[j];
+  }
+  for (int64_t g = 0; g < head.columns / 32; ++g) {
+    // Each number is off by at most half a unit; a little more, because the unit itself was rounded.
+    const double half = 0.501 * input.x.scales[g];
+    missed += 32 * half * half;
+  }
+  const double norm = std::sqrt(outliers + rest);
+  // |w~.(x - x~)| <= |w~| |x - x~|. A float32 sum of n products, in any order, is off by at most n 2^-24 / (1 - n
+  // 2^-24) times the sum of their sizes, which is at most |w| |x|: once for the full head's kernel with n = columns,
+  // once for the scan with fewer than `columns` + 64 operations.
+  const double roundings = 2.0 * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24);
+  input.outlier_norm = static_cast<float>(std::sqrt(outliers) * kUp);
+  input.rest_norm = static_cast<float>(std::sqrt(rest) * kUp);
+  input.slack =
+      static_cast<float>(head.largest_norm *
+                         (std::sqrt(missed) + roundings * (norm + std::sqrt(missed))) * kUp * 1.01);
+}
+
+}  // namespace gemma_torch::kernels

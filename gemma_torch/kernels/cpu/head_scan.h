@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+
+#include "gemma_torch/kernels/cpu/fused_kernels.h"
+
+namespace gemma_torch::kernels {
+
+/// The output head W (vocab, columns) at about 4.5 bits a number, good enough to tell which rows cannot be among the
+/// best. The kScanOutliers columns where activations are largest have 8 bits; the others one of 16 levels times a
+/// scale for 32 columns. With w~ the decoded row, x = [o, r] split as the columns are, and norms euclidean, the
+/// Cauchy-Schwarz inequality gives
+///
+///   w.x  =  w~.x + (w - w~).x  <=  w~.x + |w_o - w~_o| |o| + |w_r - w~_r| |r|
+///
+/// whose two error norms are computed from the decoded rows when they are encoded, rounded up, and stored beside
+/// them. What rounding adds (x in 16 bits, sums in float32, here and in the full head's kernel) is the caller's
+/// `slack`, the same for all rows: see scan_input.
+///
+/// A block of 16 rows: 8 steps of the outliers (64 bytes, laid out as kInt8); for each group 256 bytes of level
+/// indices, laid out as kInt4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
+/// 8-bit scales, error norm of the outliers, error norm of the rest.
+struct HeadScan {
+  int64_t rows = 0;                // a multiple of 16; those past the vocabulary are zeros
+  int64_t columns = 0;             // a multiple of 32
+  const int32_t* order = nullptr;  // (columns) which column of W each is; the outliers come first
+  const uint8_t* blocks = nullptr;
+  float largest_norm = 0;  // of the decoded rows and of W's, euclidean, rounded up
+
+  int64_t groups() const { return columns / 32 - 1; }
+  int64_t stride() const { return 512 + groups() * 272 + 128; }
+};
+
+constexpr int64_t kScanOutliers = 32;
+
+/// Level i is kScanLevels[i] - 127: finer near zero, where weights are many.
+constexpr uint8_t kScanLevels[16] = {
+    0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
+
+/// One row of activations, its columns in the order of the scan.
+struct ScanInput {
+  QuantizedRow x;
+  float outlier_norm, rest_norm;  // |o|, |r|, rounded up
+  float slack;
+};
+
+/// Fills in the norms and the slack of x (columns), whose quantised form is in input.x already.
+void bound_scan(const HeadScan& head, const float* x, ScanInput& input);
+
+}  // namespace gemma_torch::kernels

@@ -1,0 +1,107 @@
+// What happens to rows of activations between products.
+
+#include "gemma_torch/kernels/cpu/fused_kernels.h"
+#include "gemma_torch/kernels/cpu/lanes.h"
+
+namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
+namespace {
+
+// Values are at most 127 * 256 so that both halves, the lower one rounded to nearest, fit a signed byte.
+constexpr float kLargestValue = 32512.0F;
+
+GEMMA_TORCH_INLINE F absolute(F x) { return as_float(as_bits(x) & 0x7fffffffU); }
+
+void quantize(const float* x, int64_t n, const QuantizedRow& out) {
+  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
+  for (int64_t j = 0; j < n; j += 32) {
+    const F a = load(x + j);
+    const F b = load(x + j + 16);
+    const float most = largest(max(absolute(a), absolute(b)));
+    const float factor = most > 1e-30F ? kLargestValue / most : 0.0F;  // nearer to zero it overflows
+    out.scales[j / 32] = most / kLargestValue;
+    int32_t sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      const F shifted = (half == 0 ? a : b) * factor + magic;
+      const I value = bits_as<I>(as_bits(shifted) - as_bits(magic));
+      const I high = (value + 128) >> 8;
+      const I low = value - high * 256;
+      int32_t v[16], h[16], l[16];
+      store_as(v, value);
+      store_as(h, high);
+      store_as(l, low);
+      for (int i = 0; i < 16; ++i) {
+        constexpr int kOrder[4] = {0, 2, 1, 3};
+        sum += v[i];
+        out.pairs[j + 16 * half + i] = static_cast<int16_t>(v[i / 4 * 4 + kOrder[i % 4]]);
+        out.high[j + 16 * half + i] = static_cast<int8_t>(h[i]);
+        out.low[j + 16 * half + i] = static_cast<int8_t>(l[i]);
+      }
+    }
+    out.sums[j / 32] = sum;
+  }
+}
+
+void rms_norm(const float* x, const float* scale, float* y, int64_t n, float eps) {
+  F sums[2] = {};
+  int64_t j = 0;
+  for (; j + 32 <= n; j += 32) {
+    const F a = load(x + j);
+    const F b = load(x + j + 16);
+    sums[0] = fma(a, a, sums[0]);
+    sums[1] = fma(b, b, sums[1]);
+  }
+  for (; j < n; j += 16) {
+    const F a = load(x + j);
+    sums[0] = fma(a, a, sums[0]);
+  }
+  const float mean = sum(sums[0] + sums[1]) / static_cast<float>(n);
+  const float factor = 1.0F / std::sqrt(mean + eps);
+  for (j = 0; j < n; j += 16) {
+    store(y + j, load(x + j) * factor * load(scale + j));
+  }
+}
+
+void rope(float* x, const float* cos, const float* sin, int64_t n) {
+  const int64_t half = n / 2;
+  for (int64_t j = 0; j < half; j += 16) {
+    const F a = load(x + j);
+    const F b = load(x + half + j);
+    store(x + j, a * load(cos + j) - b * load(sin + j));
+    store(x + half + j, b * load(cos + j) + a * load(sin + j));
+  }
+}
+
+// gelu(x) = x / 2 (1 + tanh u), u = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh u) / 2 = 1 / (1 + e^(-2u)).
+GEMMA_TORCH_INLINE F gelu(F x) {
+  const F u = x * (x * x * 0.044715F + 1.0F) * 0.797884561F;
+  return x / (exp(u * -2.0F) + 1.0F);
+}
+
+void gelu_mul(const float* gate_up, float* y, int64_t n) {
+  for (int64_t j = 0; j < n; j += 16) {
+    store(y + j, gelu(load(gate_up + 2 * j)) * load(gate_up + 2 * j + 16));
+  }
+}
+
+// 32 rows of 16 gates and their 16 ups.
+template <typename T>
+void gelu_tile(const float* gate_up, T* y, int64_t y_stride) {
+  for (int64_t r = 0; r < 32; ++r) {
+    store(y + r * y_stride, gelu(load(gate_up + 32 * r)) * load(gate_up + 32 * r + 16));
+  }
+}
+
+void narrow_row(const float* x, Bf16* y, int64_t n) {
+  for (int64_t j = 0; j < n; j += 16) {
+    store(y + j, load(x + j));
+  }
+}
+
+void widen_row(const Bf16* x, float* y, int64_t n) {
+  for (int64_t j = 0; j < n; j += 16) {
+    store(y + j, load(x + j));
+  }
+}
+
+}  // namespace
+}  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA

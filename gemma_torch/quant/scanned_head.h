@@ -1,0 +1,33 @@
+#pragma once
+
+#include "gemma_torch/kernels/cpu/head_scan.h"
+#include "gemma_torch/model/gemma3.h"
+
+namespace gemma_torch {
+
+/// The tensors of a HeadScan: what kernels/cpu/head_scan.h describes.
+struct ScanTensors {
+  torch::Tensor blocks;  // (bytes) uint8
+  torch::Tensor order;   // (E) int32
+  float largest_norm = 0;
+
+  kernels::HeadScan view() const;
+  bool defined() const { return blocks.defined(); }
+};
+
+/// The output head, tied to the embedding, with its scan beside it.
+class ScannedHeadImpl : public LinearImpl {
+ public:
+  ScannedHeadImpl(int64_t in_features, int64_t out_features, ScanTensors scan);
+
+  ScanTensors scan;
+};
+
+/// Whether a scan can be made for the model's head: bfloat16 on the CPU, E a multiple of 64.
+bool can_scan(const Gemma3Model& model);
+
+/// Encodes the head. Which columns get 8 bits is told by the hidden states of random tokens: right or wrong, it
+/// changes only how many rows a scan leaves over. Uses ATen's threads.
+ScanTensors make_scan(Gemma3Model model);
+
+}  // namespace gemma_torch

@@ -1,0 +1,310 @@
+// The output head: exact rows, the scan of all rows, and the bound that the scan gives.
+
+#include "gemma_torch/kernels/cpu/head_scan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "check.h"
+
+namespace gemma_torch::kernels::test {
+namespace {
+
+size_t index(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+struct Table {
+  int64_t rows, columns;
+  std::vector<Bf16> w;         // (rows, columns)
+  std::vector<int32_t> order;  // of the columns, as the scan has them
+};
+
+Table make_table(int64_t rows, int64_t columns) {
+  Random random(static_cast<uint64_t>(rows + columns));
+  Table table{rows,
+              columns,
+              std::vector<Bf16>(index(rows * columns)),
+              std::vector<int32_t>(index(columns))};
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const float row_scale = 0.02F + 0.001F * static_cast<float>(i / columns % 37);
+    table.w[index(i)] = to_bf16(random.normal() * (random.below(300) == 0 ? 5 : 1) * row_scale);
+  }
+  for (int64_t i = 0; i < columns; ++i) {
+    table.w[index(3 * columns + i)] = {0};                             // a row of zeros
+    table.w[index(4 * columns + i)] = to_bf16(i == 40 ? 1.0F : 0.0F);  // one number
+  }
+  std::iota(table.order.begin(), table.order.end(), 0);
+  for (int64_t i = columns - 1; i > 0; --i) {
+    std::swap(table.order[index(i)], table.order[index(random.below(i + 1))]);
+  }
+  return table;
+}
+
+struct Scan {
+  HeadScan head;
+  std::vector<uint8_t> blocks;
+};
+
+void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
+  auto& head = scan.head;
+  head.rows = (table.rows + 15) / 16 * 16;
+  head.columns = table.columns;
+  head.order = table.order.data();
+  scan.blocks.resize(index(head.rows / 16 * head.stride()));
+  head.blocks = scan.blocks.data();
+  std::vector<float> scratch(index(5 * table.columns));
+  for (int64_t b = 0; b < head.rows / 16; ++b) {
+    const Bf16* rows[16] = {};
+    for (int64_t r = 0; r < 16 && b * 16 + r < table.rows; ++r) {
+      rows[r] = table.w.data() + (b * 16 + r) * table.columns;
+    }
+    const float norm = kernels.encode_scan(rows,
+                                           table.order.data(),
+                                           table.columns,
+                                           scan.blocks.data() + b * head.stride(),
+                                           scratch.data());
+    head.largest_norm = std::max(head.largest_norm, norm);
+  }
+}
+
+// A row as the layout in head_scan.h says.
+struct DecodedRow {
+  std::vector<double> w;  // in the order of the scan
+  double outlier_error, rest_error;
+};
+
+DecodedRow decode(const HeadScan& head, int64_t row) {
+  const uint8_t* block = head.blocks + row / 16 * head.stride();
+  const int64_t lane = row % 16;
+  const uint8_t* footer = block + 512 + head.groups() * 272;
+  const auto number = [&](int64_t i) {
+    Bf16 x;
+    std::memcpy(&x, footer + 32 * i + 2 * lane, sizeof x);
+    return static_cast<double>(to_float(x));
+  };
+  DecodedRow out{std::vector<double>(index(head.columns)), number(2), number(3)};
+  for (int64_t j = 0; j < kScanOutliers; ++j) {
+    out.w[index(j)] = (block[j / 4 * 64 + 4 * lane + j % 4] - 128.0) * number(0);
+  }
+  for (int64_t j = kScanOutliers; j < head.columns; ++j) {
+    const uint8_t* group = block + 512 + (j / 32 - 1) * 272;
+    const int64_t step = j % 32 / 4;
+    const int nibble = group[step / 2 * 64 + 4 * lane + j % 4] >> (step % 2 * 4) & 15;
+    out.w[index(j)] = (kScanLevels[nibble] - 127.0) * group[256 + lane] * number(1);
+  }
+  return out;
+}
+
+// The norms of what the encoder left out are those it wrote down, or a little less.
+void check_encoding(const Subject& s, const Table& table) {
+  s.report.check(s.name("encode_scan: decoded rows are near, error norms hold"), [&](Check& check) {
+    Scan scan;
+    encode(s.kernels, table, scan);
+    for (int64_t r = 0; r < scan.head.rows; ++r) {
+      const auto row = decode(scan.head, r);
+      double outliers = 0, rest = 0, norm = 0, decoded_norm = 0;
+      for (int64_t j = 0; j < table.columns; ++j) {
+        const double w = r < table.rows
+                             ? to_float(table.w[index(r * table.columns + table.order[index(j)])])
+                             : 0.0F;
+        const double error = w - row.w[index(j)];
+        (j < kScanOutliers ? outliers : rest) += error * error;
+        norm += w * w;
+        decoded_norm += row.w[index(j)] * row.w[index(j)];
+      }
+      check.that(row.outlier_error >= std::sqrt(outliers) && row.rest_error >= std::sqrt(rest));
+      check.near(row.outlier_error, std::sqrt(outliers), 0.01 * std::sqrt(outliers));
+      check.near(row.rest_error, std::sqrt(rest), 0.01 * std::sqrt(rest));
+      check.that(scan.head.largest_norm >= std::sqrt(std::max(norm, decoded_norm)));
+      check.that(std::sqrt(outliers + rest) <= 0.12 * std::sqrt(norm));  // 4 bits: some 8 %
+    }
+  });
+}
+
+// x as scan takes it.
+struct Input {
+  std::vector<float> x;
+  std::vector<int8_t> high, low;
+  std::vector<int16_t> pairs;
+  std::vector<int32_t> sums;
+  std::vector<float> scales;
+  ScanInput in;
+
+  Input(const FusedKernels& kernels, const HeadScan& head, const std::vector<float>& plain)
+      : x(plain.size()),
+        high(x.size()),
+        low(x.size()),
+        pairs(x.size()),
+        sums(x.size() / 32),
+        scales(x.size() / 32),
+        in{{high.data(), low.data(), pairs.data(), sums.data(), scales.data()}, 0, 0, 0} {
+    for (size_t j = 0; j < x.size(); ++j) {
+      x[j] = plain[index(head.order[j])];
+    }
+    kernels.quantize(x.data(), head.columns, in.x);
+    bound_scan(head, x.data(), in);
+  }
+};
+
+std::vector<std::vector<float>> inputs(Random& random, const Table& table, bool small) {
+  std::vector<std::vector<float>> all;
+  for (int i = 0; i < (small ? 2 : 12); ++i) {
+    all.push_back(random.normals(table.columns, std::exp(random.normal())));
+    all.push_back(random.normals(table.columns));
+    for (int n = 0; n < 5; ++n) {
+      all.back()[index(random.below(table.columns))] *= 300;  // outliers, in any column
+    }
+    all.push_back(random.normals(table.columns));
+    for (int64_t j = 0; j < kScanOutliers; ++j) {
+      all.back()[index(table.order[index(j)])] *= 50;  // in the columns that are for them
+    }
+  }
+  all.emplace_back(index(table.columns), 0.0F);
+  all.push_back(random.normals(table.columns, 1e-20F));
+  all.push_back(random.normals(table.columns, 1e15F));
+  // Along the error of a row: where the bound is tightest.
+  Scan scan;
+  encode(fused_kernels(Isa::kGeneric), table, scan);
+  for (const int64_t r : {int64_t{1}, int64_t{17}, table.rows - 1}) {
+    const auto row = decode(scan.head, r);
+    std::vector<float> x(index(table.columns));
+    for (int64_t j = 0; j < table.columns; ++j) {
+      const auto column = table.order[index(j)];
+      x[index(column)] = static_cast<float>(to_float(table.w[index(r * table.columns + column)]) -
+                                            row.w[index(j)]);
+    }
+    all.push_back(std::move(x));
+  }
+  return all;
+}
+
+std::vector<float> all_rows(const FusedKernels& kernels,
+                            const Table& table,
+                            const std::vector<float>& x) {
+  std::vector<float> y(index(table.rows));
+  kernels.dot_rows(table.w.data(), nullptr, 0, table.rows, x.data(), table.columns, y.data());
+  return y;
+}
+
+// The bound of every row, against its definition, and against the full head of every instruction set.
+void compare_scan(Check& check,
+                  const FusedKernels& kernels,
+                  const Scan& scan,
+                  const Table& table,
+                  const std::vector<float>& x) {
+  const Input input(kernels, scan.head, x);
+  const int64_t blocks = scan.head.rows / 16;
+  std::vector<float> upper(index(scan.head.rows), NAN), block_upper(index(blocks), NAN);
+  const int64_t half = blocks / 2;  // in two parts, as threads have it
+  kernels.scan(scan.head, {0, half}, input.in, upper.data(), block_upper.data());
+  kernels.scan(scan.head, {half, blocks}, input.in, upper.data(), block_upper.data());
+  for (int64_t r = 0; r < scan.head.rows; ++r) {
+    const auto row = decode(scan.head, r);
+    double want = input.in.slack + row.outlier_error * input.in.outlier_norm +
+                  row.rest_error * input.in.rest_norm;
+    double size = want;
+    for (int64_t j = 0; j < table.columns; ++j) {
+      const double value = 256.0 * input.high[index(j)] + input.low[index(j)];
+      const double product = row.w[index(j)] * value * input.scales[index(j / 32)];
+      want += product;
+      size += std::fabs(product);
+    }
+    check.near(upper[index(r)], want, kSum * size);
+  }
+  for (const auto isa : usable_isas()) {
+    const auto exact = all_rows(fused_kernels(isa), table, x);
+    for (int64_t r = 0; r < table.rows; ++r) {
+      check.that(upper[index(r)] >= exact[index(r)]);
+    }
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    check.same(block_upper[index(b)],
+               *std::max_element(&upper[index(16 * b)], &upper[index(16 * b)] + 16));
+  }
+}
+
+void check_bound(const Subject& s, const Table& table) {
+  s.report.check(s.name("scan: upper bounds by definition, none below the full head"),
+                 [&](Check& check) {
+                   Random random(31);
+                   Scan own, plain;
+                   encode(s.kernels, table, own);
+                   encode(s.generic, table, plain);
+                   for (const auto& x : inputs(random, table, s.small)) {
+                     compare_scan(check, s.kernels, own, table, x);
+                     compare_scan(check, s.kernels, plain, table, x);
+                   }
+                 });
+}
+
+void check_dot_rows(const Subject& s, const Table& table) {
+  s.report.check(s.name("dot_rows: the same with ids as without, bit for bit"), [&](Check& check) {
+    Random random(32);
+    const auto x = random.normals(table.columns);
+    const auto y = all_rows(s.kernels, table, x);
+    const auto plain = all_rows(s.generic, table, x);
+    for (int64_t r = 0; r < table.rows; ++r) {
+      double want = 0, size = 0;
+      for (int64_t j = 0; j < table.columns; ++j) {
+        const double product =
+            static_cast<double>(to_float(table.w[index(r * table.columns + j)])) * x[index(j)];
+        want += product;
+        size += std::fabs(product);
+      }
+      check.near(y[index(r)], want, kSum * size);
+      check.near(y[index(r)], plain[index(r)], kSum * size);
+    }
+    for (const int64_t count : {1, 2, 3, 30}) {
+      std::vector<int32_t> ids(index(count));
+      for (auto& id : ids) {
+        id = static_cast<int32_t>(random.below(table.rows));
+      }
+      std::vector<float> some(index(count)), part(index(count));
+      s.kernels.dot_rows(
+          table.w.data(), ids.data(), 0, count, x.data(), table.columns, some.data());
+      for (int64_t i = 0; i < count; ++i) {
+        check.same(some[index(i)], y[index(ids[index(i)])]);
+      }
+      const int64_t first = table.rows - count;
+      s.kernels.dot_rows(
+          table.w.data(), nullptr, first, count, x.data(), table.columns, part.data());
+      check.same(part, std::vector<float>(y.begin() + first, y.end()));
+    }
+  });
+}
+
+void check_reach(const Subject& s) {
+  s.report.check(s.name("reach"), [&](Check& check) {
+    Random random(33);
+    auto upper = random.normals(1000);
+    for (const auto& [begin, end] :
+         {std::pair<int64_t, int64_t>{0, 1000}, {3, 997}, {16, 32}, {5, 5}, {990, 1000}}) {
+      for (const float threshold : {-10.0F, 0.0F, upper[500], 2.5F, 10.0F, -INFINITY}) {
+        std::vector<int32_t> want;
+        for (int64_t b = begin; b < end; ++b) {
+          if (upper[index(b)] >= threshold) {
+            want.push_back(static_cast<int32_t>(b));
+          }
+        }
+        std::vector<int32_t> found(index(end - begin), -1);
+        const int64_t count = s.kernels.reach(upper.data(), {begin, end}, threshold, found.data());
+        found.resize(index(std::clamp<int64_t>(count, 0, end - begin)));
+        check.same(found, want);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void check_head(const Subject& s) {
+  for (const auto& table : {make_table(s.small ? 100 : 1003, 640), make_table(37, 96)}) {
+    check_encoding(s, table);
+    check_dot_rows(s, table);
+    check_bound(s, table);
+  }
+  check_reach(s);
+}
+
+}  // namespace gemma_torch::kernels::test
