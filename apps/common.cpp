@@ -46,8 +46,7 @@ std::string cache_folder() {
 
 OnTheFly parse_quant(const std::string& name) {
   check(name == "auto" || name == "none" || name == "int8",
-        "[quant] expected auto, none or int8, got {}. Hint: `gemma quantize` makes a folder of "
-        "other forms, which loads as it is",
+        "[quant] expected auto, none or int8, got {}",
         name);
   return name == "int8" ? OnTheFly::kInt8 : OnTheFly::kNone;
 }
@@ -83,11 +82,9 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
                   "auto (fused where it can run the model), eager or fused (CPU kernels)")
       ->capture_default_str();
   command
-      .add_option(
-          "--quant",
-          options.quant,
-          "auto (what the folder holds), none, or int8: bfloat16 layers rounded on loading; "
-          "other forms come from `gemma quantize`")
+      .add_option("--quant",
+                  options.quant,
+                  "auto (what the folder holds), none, or int8: bfloat16 layers rounded on loading")
       ->capture_default_str();
   command
       .add_option(

@@ -2,7 +2,7 @@
 """Speed of `gemma bench` beside transformers (sdpa, dynamic cache, uncompiled), alternating.
 
     python tests/reference/measure_speed.py --gemma build/release/gemma --model HF_FOLDER
-        [--dtype bfloat16] [--pairs 5] [--threads 2]
+        [--dtype bfloat16] [--engine eager] [--pairs 5] [--threads 2]
 
 Three tests: decode (96 tokens after a short prompt), prefill (512 random tokens), and decode with
 2,000 tokens in the cache. Printed are the medians of both sides, and the median of the ratios pair
@@ -54,7 +54,7 @@ def transformers_rates(model):
 def gemma_rates(args):
     def bench(*flags):
         shared = [args.gemma, "bench", "-m", args.model, "--dtype", args.dtype]
-        shared += ["-t", args.threads, "-r", "3", "-o", "json"]
+        shared += ["--engine", args.engine, "-t", args.threads, "-r", "3", "-o", "json"]
         done = subprocess.run([*shared, *flags], check=True, capture_output=True, text=True)
         return json.loads(done.stdout)[0]["avg_ts"]
 
@@ -72,6 +72,7 @@ def main():
     parser.add_argument("--gemma", required=True, help="the gemma program")
     parser.add_argument("--model", required=True, help="HF folder")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--engine", default="eager", help="engine of the gemma side")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", default="2")
     args = parser.parse_args()
