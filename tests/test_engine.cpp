@@ -27,6 +27,7 @@ TEST_CASE("top gives the best of the last logits, the lower id of equals first",
   const auto level = make_engine(model, {.capacity = 4});
   level->append(std::vector<int64_t>{7});
   CHECK(at::equal(level->top(101).ids, at::arange(101).unsqueeze(0)));
+  CHECK(at::equal(level->top(5).ids, at::arange(5).unsqueeze(0)));  // equals at the last place
 }
 
 TEST_CASE("log_prob equals log_softmax of the logits", "[engine]") {

@@ -79,13 +79,19 @@ TopK Engine::top(int64_t k) {
     const auto ids = last.argmax(/*dim=*/-1, /*keepdim=*/true);
     return {ids.to(at::kCPU), last.gather(/*dim=*/-1, ids).to(at::kCPU)};
   }
-  auto [best, ids] = last.topk(std::min(k, vocab_size_), /*dim=*/-1);
-  // topk leaves equal logits in any order. Sorting by id, then stably by logit, settles it.
-  const auto by_id = ids.argsort(/*dim=*/-1, /*descending=*/false);
-  best = best.gather(/*dim=*/-1, by_id);
-  ids = ids.gather(/*dim=*/-1, by_id);
-  const auto order = best.argsort(/*stable=*/true, /*dim=*/-1, /*descending=*/true);
-  return {ids.gather(/*dim=*/-1, order).to(at::kCPU), best.gather(/*dim=*/-1, order).to(at::kCPU)};
+  const auto places = std::min(k, vocab_size());
+  const auto worst = std::get<0>(last.topk(places, /*dim=*/-1)).narrow(/*dim=*/-1, places - 1, 1);
+  std::vector<at::Tensor> ids, logits;
+  for (int64_t row = 0; row < last.size(0); ++row) {
+    // topk takes any of those that equal the k-th best: all of them in the order of their ids, then a stable sort.
+    const auto reaching = last[row].ge(worst[row]).nonzero().squeeze(/*dim=*/1);
+    const auto values = last[row].index_select(/*dim=*/0, reaching);
+    const auto order = values.argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true)
+                           .narrow(/*dim=*/0, /*start=*/0, places);
+    ids.push_back(reaching.index_select(/*dim=*/0, order).to(at::kCPU));
+    logits.push_back(values.index_select(/*dim=*/0, order).to(at::kCPU));
+  }
+  return {at::stack(ids), at::stack(logits)};
 }
 
 void Engine::rewind(int64_t position) {
