@@ -86,19 +86,12 @@ at::Tensor EagerEngine::log_prob(const at::Tensor& targets) {
 
 EngineReport EagerEngine::report(int64_t depth) const {
   auto model = model_;
-  int64_t bytes = 0;
+  int64_t bytes = cache_.bytes_seen(depth);
   for (const auto& parameter : model->parameters()) {
     bytes += static_cast<int64_t>(parameter.nbytes());  // the embedding counts as the head
   }
   if (model->out_head->weight.data_ptr() != model->tok_emb->weight.data_ptr()) {
     bytes -= static_cast<int64_t>(model->tok_emb->weight.nbytes());
-  }
-  const auto& cfg = model->cfg;
-  const auto row = 2 * batch() * cfg.n_kv_groups * cfg.head_dim *
-                   static_cast<int64_t>(c10::elementSize(cache_.options().dtype));
-  for (const auto type : cfg.layer_types) {
-    bytes +=
-        row * (type == LayerType::kFullAttention ? depth : std::min(depth, cfg.sliding_window));
   }
   return {"eager",
           kernels::isa_name(kernels::row_kernels().isa),

@@ -123,9 +123,9 @@ void FusedEngine::embed(const Pass& pass, int64_t row, float* x) const {
 
 void FusedEngine::fill_angles(const Pass& pass) {
   const auto half = model_->cfg.head_dim / 2;
-  for (int full = 0; full < 2; ++full) {
-    team_.run([&](int i) {
-      const auto share = team_.share(pass.T, i);
+  team_.run([&](int i) {
+    const auto share = team_.share(pass.T, i);
+    for (int full = 0; full < 2; ++full) {
       for (int64_t t = share.begin; t < share.end; ++t) {
         for (int64_t j = 0; j < half; ++j) {
           const float angle =
@@ -134,8 +134,8 @@ void FusedEngine::fill_angles(const Pass& pass) {
           buffers_->sin[full][static_cast<size_t>(t * half + j)] = std::sin(angle);
         }
       }
-    });
-  }
+    }
+  });
 }
 
 void FusedEngine::do_append(const at::Tensor& ids) {
@@ -193,16 +193,10 @@ void FusedEngine::do_copy_from(const Engine& other) {
 
 EngineReport FusedEngine::report(int64_t depth) const {
   const auto& cfg = model_->cfg;
-  const auto row = 2 * cfg.n_kv_groups * cfg.head_dim *
-                   static_cast<int64_t>(c10::elementSize(cache_.options().dtype)) * batch();
-  int64_t bytes = pack_->layer_bytes();
+  int64_t bytes = pack_->layer_bytes() + cache_.bytes_seen(depth);
   const auto scan = pack_->scan();
   bytes += options_.fused.two_stage_head ? scan.rows / kernels::kBlockRows * scan.stride()
                                          : cfg.vocab_size * cfg.emb_dim * 2;
-  for (const auto type : cfg.layer_types) {
-    bytes +=
-        row * (type == LayerType::kFullAttention ? depth : std::min(depth, cfg.sliding_window));
-  }
   return {"fused", kernels::isa_name(kernel_.isa), pack_->format(), team_.size(), bytes};
 }
 

@@ -17,6 +17,7 @@ namespace gemma_torch {
 class FusedEngine : public Engine {
  public:
   FusedEngine(Gemma3Model model, const EngineOptions& options);
+  ~FusedEngine() override;
 
   at::Tensor logits(Rows rows) override;
   TopK top(int64_t k) override;
@@ -56,19 +57,31 @@ class FusedEngine : public Engine {
   void repack();
   void fill_angles(const Pass& pass);
   void embed(const Pass& pass, int64_t row, float* x) const;
-  const float* angles(bool full, int64_t t) const;
+  bool is_full(int64_t layer) const;
 
   // fused_decode.cpp: up to kMaxRows tokens
   void run_rows(const Pass& pass, float* hidden);
   void rows_worker(const Pass& pass, float* hidden, int i);
-  void row_attention(const Pass& pass, int64_t layer, Worker& worker, int i);
-  void merge_attention(const Pass& pass, Worker& worker, int i);
   void sum_parts(const std::vector<float>& parts, int64_t rows, const float* norm, Worker& worker);
-  kernels::Range seen_positions(bool full, int64_t b, int64_t position) const;
-  void store_key_value(int64_t layer, int64_t b, int64_t position, float* key, const float* value);
 
   // fused_prefill.cpp: more
   void run_chunk(const Pass& pass, float* hidden);
+  template <typename T>
+  void chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk, int i);
+
+  // fused_attention.cpp
+  void make_heads(int64_t layer,
+                  int64_t t,
+                  const float* from,
+                  const float* norm,
+                  int64_t count,
+                  float* to) const;
+  void make_queries(int64_t layer, int64_t t, const float* qkv, float* q) const;
+  void make_keys(int64_t layer, int64_t t, const float* qkv, float* k) const;
+  kernels::Range seen_positions(bool full, int64_t b, int64_t position) const;
+  void store_key_value(int64_t layer, int64_t b, int64_t position, float* key, const float* value);
+  void row_attention(const Pass& pass, int64_t layer, Worker& worker, int i);
+  void merge_attention(const Pass& pass, Worker& worker, int i);
   KeySpan key_span(const Pass& pass, bool full) const;
   template <typename T>
   void place_token(const Pass& pass, int64_t layer, int64_t row, Chunk<T>& chunk, int i);
@@ -77,8 +90,6 @@ class FusedEngine : public Engine {
   template <typename T>
   void attend_unit(
       const Pass& pass, int64_t layer, const KeySpan& span, int64_t unit, Chunk<T>& chunk, int i);
-  template <typename T>
-  void chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk, int i);
 
   // fused_head.cpp
   struct TopState;
@@ -108,9 +119,6 @@ class FusedEngine : public Engine {
   std::vector<float> last_;    // (B, E) after final_norm; empty until asked for
   at::Tensor last_logits_;
   int64_t survivors_ = 0;
-
- public:
-  ~FusedEngine() override;
 };
 
 }  // namespace gemma_torch

@@ -15,8 +15,6 @@ namespace {
 
 using kernels::Bf16;
 
-constexpr int64_t kTile = 32;
-
 // The parts of a float32 as three bfloat16 numbers whose sum it is. Products of bfloat16 are exact in float32, so three
 // of them are a float32 product, at the speed of tiles.
 void split(const float* x, int64_t n, Bf16* parts[3]) {

@@ -175,4 +175,15 @@ int64_t KvCache::bytes() const {
   return total;
 }
 
+int64_t KvCache::bytes_seen(int64_t depth) const {
+  const auto token = 2 * options_.batch * cfg_.n_kv_groups * cfg_.head_dim *
+                     static_cast<int64_t>(c10::elementSize(options_.dtype));
+  int64_t bytes = 0;
+  for (const auto type : cfg_.layer_types) {
+    bytes +=
+        token * (type == LayerType::kFullAttention ? depth : std::min(depth, cfg_.sliding_window));
+  }
+  return bytes;
+}
+
 }  // namespace gemma_torch

@@ -83,6 +83,9 @@ class KvCache {
   const KvCacheOptions& options() const { return options_; }
   int64_t bytes() const;
 
+  /// Bytes of keys and values that a step of one token reads after `depth` tokens, all rows together.
+  int64_t bytes_seen(int64_t depth) const;
+
  private:
   void check_fits(int64_t n) const;
 

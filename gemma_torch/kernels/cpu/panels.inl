@@ -83,20 +83,11 @@ GEMMA_TORCH_INLINE void patch(float* panel, const Exception& e, int64_t column) 
 }
 
 template <typename T>
-void patch_exceptions(const Packed& w, int64_t cell, int64_t first_column, T* panel) {
+void patch_exceptions(const Packed& w, int64_t cell, T* panel) {
   const auto* end = w.exceptions + w.exception_count;
-  const auto* e = w.exceptions;
-  for (int64_t n = w.exception_count; n > 0;) {
-    const int64_t half = n / 2;
-    if (e[half].cell < cell) {
-      e += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
+  const auto* e = first_exception(w, static_cast<uint32_t>(cell));
   for (; e != end && e->cell == cell; ++e) {
-    patch(panel, *e, first_column + e->column);
+    patch(panel, *e, e->column);
   }
 }
 
@@ -109,7 +100,7 @@ void panel_of(const Packed& w, int64_t block, T* panel) {
     switch (w.format) {
       case Format::kLossless12:
         lossless_panel(cell, w.exponents[index], w.slice, part);
-        patch_exceptions(w, index, 0, part);
+        patch_exceptions(w, index, part);
         break;
       case Format::kInt4:
         int_panel<Format::kInt4>(cell, w.slice, part);

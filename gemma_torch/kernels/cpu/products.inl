@@ -391,23 +391,29 @@ void product_rows(const Packed& w, Range slices, Range blocks, const Rows& x, in
   }
 }
 
+// The first exception of a cell, or past it. (std::lower_bound would be compiled for this instruction set here and
+// might then be the copy that other files call.)
+GEMMA_TORCH_INLINE const Exception* first_exception(const Packed& w, uint32_t cell) {
+  const Exception* e = w.exceptions;
+  for (int64_t n = w.exception_count; n > 0;) {
+    const int64_t half = n / 2;
+    if (e[half].cell < cell) {
+      e += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return e;
+}
+
 // What the cells of a range have no code for.
 void add_exceptions(const Packed& w, Range slices, Range blocks, const Rows& x, Output out) {
   const Exception* const end = w.exceptions + w.exception_count;
   for (int64_t s = slices.begin; s < slices.end; ++s) {
     const auto first = static_cast<uint32_t>(s * w.blocks() + blocks.begin);
     const auto last = static_cast<uint32_t>(s * w.blocks() + blocks.end);
-    const Exception* low = w.exceptions;
-    for (int64_t n = w.exception_count; n > 0;) {  // the first at or past `first`
-      const int64_t half = n / 2;
-      if (low[half].cell < first) {
-        low += half + 1;
-        n -= half + 1;
-      } else {
-        n = half;
-      }
-    }
-    for (const Exception* e = low; e != end && e->cell < last; ++e) {
+    for (const Exception* e = first_exception(w, first); e != end && e->cell < last; ++e) {
       const int64_t row = (static_cast<int64_t>(e->cell) - s * w.blocks()) * kBlockRows + e->row;
       for (int64_t m = 0; m < x.count; ++m) {
         out.y[m * out.stride + row] += widen(e->value) * x.x[m * x.stride + s * w.slice + e->column];

@@ -1,0 +1,285 @@
+// Attention of both kinds of pass: what goes into the cache, what a query sees of it, and how the work is cut: by keys
+// for a few tokens, by tiles of queries for many.
+
+#include <algorithm>
+#include <cmath>
+
+#include "gemma_torch/engine/fused_chunk.h"
+
+namespace gemma_torch {
+
+using kernels::Bf16;
+using kernels::QueryTile;
+using kernels::Range;
+
+bool FusedEngine::is_full(int64_t layer) const {
+  return model_->cfg.layer_types[static_cast<size_t>(layer)] == LayerType::kFullAttention;
+}
+
+// `count` heads of token t of the pass, normalised and rotated.
+void FusedEngine::make_heads(
+    int64_t l, int64_t t, const float* from, const float* norm, int64_t count, float* to) const {
+  const auto D = model_->cfg.head_dim;
+  const bool full = is_full(l);
+  const float* const cos = buffers_->cos[full].data() + t * D / 2;
+  const float* const sin = buffers_->sin[full].data() + t * D / 2;
+  for (int64_t h = 0; h < count; ++h, from += D, to += D) {
+    if (norm != nullptr) {
+      kernel_.rms_norm(from, norm, to, D, static_cast<float>(model_->cfg.rms_norm_eps));
+    } else {
+      std::copy_n(from, D, to);
+    }
+    kernel_.rope(to, cos, sin, D);
+  }
+}
+
+void FusedEngine::make_queries(int64_t l, int64_t t, const float* qkv, float* q) const {
+  const auto& cfg = model_->cfg;
+  const auto scaling = 1.0F / std::sqrt(static_cast<float>(cfg.query_pre_attn_scalar));
+  make_heads(l, t, qkv, pack_->layers()[static_cast<size_t>(l)].q_norm, cfg.n_heads, q);
+  for (int64_t j = 0; j < cfg.n_heads * cfg.head_dim; ++j) {
+    q[j] *= scaling;
+  }
+}
+
+void FusedEngine::make_keys(int64_t l, int64_t t, const float* qkv, float* k) const {
+  const auto& cfg = model_->cfg;
+  make_heads(l,
+             t,
+             qkv + cfg.n_heads * cfg.head_dim,
+             pack_->layers()[static_cast<size_t>(l)].k_norm,
+             cfg.n_kv_groups,
+             k);
+}
+
+Range FusedEngine::seen_positions(bool full, int64_t b, int64_t position) const {
+  auto low = first_[static_cast<size_t>(b)];
+  if (!full) {
+    low = std::max(low, position - model_->cfg.sliding_window + 1);
+  }
+  return {std::min(low, position), position + 1};  // itself always, padding too
+}
+
+void FusedEngine::store_key_value(
+    int64_t layer, int64_t b, int64_t position, float* key, const float* value) {
+  const auto& cfg = model_->cfg;
+  const bool full = is_full(layer);
+  auto& cache = cache_.layer(layer);
+  const auto D = cfg.head_dim, slots = cache.keys.size(2);
+  const auto slot = full ? position : position % cache_.ring();
+  for (int64_t g = 0; g < cfg.n_kv_groups; ++g) {
+    const auto at = ((b * cfg.n_kv_groups + g) * slots + slot) * D;
+    if (cache_.options().dtype == c10::kFloat) {
+      std::copy_n(key + g * D, D, static_cast<float*>(cache.keys.mutable_data_ptr()) + at);
+      std::copy_n(value + g * D, D, static_cast<float*>(cache.values.mutable_data_ptr()) + at);
+    } else {
+      kernel_.to_bf16(key + g * D, static_cast<Bf16*>(cache.keys.mutable_data_ptr()) + at, D);
+      kernel_.to_bf16(value + g * D, static_cast<Bf16*>(cache.values.mutable_data_ptr()) + at, D);
+    }
+  }
+}
+
+void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int i) {
+  const auto& cfg = model_->cfg;
+  const auto& layer = pack_->layers()[static_cast<size_t>(l)];
+  const bool full = is_full(l);
+  const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups;
+  auto& b = *buffers_;
+  const auto rows = pass.rows(batch());
+  // With one new token a row, its key is seen only by the thread that has the last positions, which stores it. With
+  // more, rows are shared out and everyone waits.
+  const bool one = pass.T == 1;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const qkv = b.qkv.data() + r * layer.qkv.rows;
+    make_queries(l, r % pass.T, qkv, worker.q.data() + r * H * D);
+    if (one ? i == team_.size() - 1 : r % team_.size() == i) {
+      float* const k = worker.k.data() + r * G * D;
+      make_keys(l, r % pass.T, qkv, k);
+      store_key_value(l, r / pass.T, pass.position + r % pass.T, k, qkv + (H + G) * D);
+    }
+  }
+  if (!one) {
+    team_.barrier();
+  }
+  auto& cache = cache_.layer(l);
+  const bool wide = cache_.options().dtype == c10::kFloat;
+  const auto slots = cache.keys.size(2), heads = H / G;
+  const auto element = static_cast<int64_t>(cache.keys.element_size());
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto seen = seen_positions(full, r / pass.T, pass.position + r % pass.T);
+    const auto share = team_.share(seen.end - seen.begin, i);
+    const Range part{seen.begin + share.begin, seen.begin + share.end};
+    for (int64_t g = 0; g < G; ++g) {
+      const auto offset = (r / pass.T * G + g) * slots * D * element;
+      kernels::Seen what{static_cast<const char*>(cache.keys.const_data_ptr()) + offset,
+                         static_cast<const char*>(cache.values.const_data_ptr()) + offset,
+                         {part, {0, 0}}};
+      const auto ring = cache_.ring();
+      if (!full && part.end > part.begin) {
+        const auto begin = part.begin % ring;
+        const auto end = begin + (part.end - part.begin);
+        what.slots[0] = {begin, std::min(end, ring)};
+        what.slots[1] = {0, std::max<int64_t>(0, end - ring)};
+      }
+      const auto at = (i * kernels::kMaxRows + r) * H + g * heads;
+      (wide ? kernel_.attend_f32 : kernel_.attend_bf16)(
+          worker.q.data() + (r * H + g * heads) * D,
+          heads,
+          D,
+          what,
+          {b.largest.data() + at, b.sum.data() + at, b.z.data() + at * D});
+    }
+  }
+}
+
+// The columns of z that this thread's slices of out_proj take, from all threads' parts.
+void FusedEngine::merge_attention(const Pass& pass, Worker& worker, int i) {
+  const auto& cfg = model_->cfg;
+  const auto D = cfg.head_dim, H = cfg.n_heads;
+  const auto& b = *buffers_;
+  const auto slices = team_.share(H * D / kernels::kSliceColumns, i);
+  const auto begin = slices.begin * kernels::kSliceColumns,
+             end = slices.end * kernels::kSliceColumns;
+  for (int64_t r = 0; r < pass.rows(batch()); ++r) {
+    for (int64_t j = begin; j < end;) {
+      const auto h = j / D;
+      const auto stop = std::min(end, (h + 1) * D);
+      const auto at = [&](int64_t part) {
+        return static_cast<size_t>((part * kernels::kMaxRows + r) * H + h);
+      };
+      float largest = b.largest[at(0)];
+      for (int64_t part = 1; part < team_.size(); ++part) {
+        largest = std::max(largest, b.largest[at(part)]);
+      }
+      float sum = 0;
+      float* const z = worker.z.data() + r * H * D;
+      std::fill(z + j, z + stop, 0.0F);
+      for (int64_t part = 0; part < team_.size(); ++part) {
+        const float weight = b.sum[at(part)] > 0 ? std::exp(b.largest[at(part)] - largest) : 0.0F;
+        sum += weight * b.sum[at(part)];
+        const float* const from = b.z.data() + at(part) * static_cast<size_t>(D) - h * D;
+        for (int64_t c = j; weight > 0 && c < stop; ++c) {
+          z[c] += weight * from[c];
+        }
+      }
+      for (int64_t c = j; c < stop; ++c) {
+        z[c] /= sum;
+      }
+      j = stop;
+    }
+  }
+}
+
+// ---- many tokens
+
+FusedEngine::KeySpan FusedEngine::key_span(const Pass& pass, bool full) const {
+  int64_t low = pass.position;
+  for (int64_t b = 0; b < batch(); ++b) {
+    low = std::min(low, seen_positions(full, b, pass.position).begin);
+  }
+  const auto count = pass.position + pass.T - low;
+  return {low, count, up(count, kTile)};
+}
+
+// Normalises, rotates and stores one token's queries, keys and values.
+template <typename T>
+void FusedEngine::place_token(const Pass& pass, int64_t l, int64_t row, Chunk<T>& chunk, int i) {
+  const auto& cfg = model_->cfg;
+  const auto& layer = pack_->layers()[static_cast<size_t>(l)];
+  const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups, t = row % pass.T;
+  const float* const qkv = chunk.qkv.data() + row * layer.qkv.rows;
+  float* const heads = chunk.scratch[static_cast<size_t>(i)].c.data();
+  make_queries(l, t, qkv, heads);
+  make_keys(l, t, qkv, heads + H * D);
+  Typed<T>::put(kernel_, heads, chunk.q.data() + row * H * D, H * D);
+  store_key_value(l, row / pass.T, pass.position + t, heads + H * D, qkv + (H + G) * D);
+}
+
+// 32 keys and values of one row and group as panels; keys are counted from `low` on.
+template <typename T>
+void FusedEngine::make_panels(int64_t l, const KeySpan& span, int64_t unit, Chunk<T>& chunk) {
+  const auto& cfg = model_->cfg;
+  const bool full = is_full(l);
+  const auto D = cfg.head_dim;
+  const auto tiles = span.padded / kTile;
+  const auto owner = unit / tiles, first = unit % tiles * kTile;  // of (B, G); within the span
+  auto& cache = cache_.layer(l);
+  const auto slots = cache.keys.size(2);
+  T* const key_panels = chunk.key_panels.data() + owner * span.padded * D;
+  T* const value_panels = chunk.value_panels.data() + owner * span.padded * D;
+  const auto copy = [&](auto zero) {
+    using S = decltype(zero);
+    const auto* keys = static_cast<const S*>(cache.keys.const_data_ptr()) + owner * slots * D;
+    const auto* values = static_cast<const S*>(cache.values.const_data_ptr()) + owner * slots * D;
+    const auto& panels = Typed<T>::panels(kernel_, zero);
+    const auto count = std::clamp<int64_t>(span.count - first, 0, kTile);
+    const auto slot = full ? span.low + first : (span.low + first) % cache_.ring();
+    std::vector<S> unwrapped;                     // rarely needed: twice a layer at most
+    if (!full && slot + count > cache_.ring()) {  // the ring's end is within: lay it straight
+      unwrapped.resize(static_cast<size_t>(2 * kTile * D));
+      for (int64_t n = 0; n < count; ++n) {
+        const auto from = (slot + n) % cache_.ring() * D;
+        std::copy_n(keys + from, D, unwrapped.data() + n * D);
+        std::copy_n(values + from, D, unwrapped.data() + (kTile + n) * D);
+      }
+      keys = unwrapped.data();
+      values = unwrapped.data() + kTile * D;
+    } else {
+      keys += slot * D;
+      values += slot * D;
+    }
+    panels.key(keys, std::min<int64_t>(count, 16), D, key_panels + first * D);
+    panels.key(keys + 16 * D, std::max<int64_t>(count - 16, 0), D, key_panels + (first + 16) * D);
+    panels.values(values, count, D, span.padded, value_panels + first * 16);
+  };
+  cache_.options().dtype == c10::kFloat ? copy(0.0F) : copy(Bf16{});
+}
+
+// Attention of one tile of queries: some tokens of one row of the batch, all heads of one group.
+template <typename T>
+void FusedEngine::attend_unit(
+    const Pass& pass, int64_t l, const KeySpan& span, int64_t unit, Chunk<T>& chunk, int i) {
+  const auto& cfg = model_->cfg;
+  const bool full = is_full(l);
+  const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups, heads = H / G;
+  const auto tokens = kTile / heads;
+  const auto tiles = (pass.T + tokens - 1) / tokens;
+  const auto owner = unit / tiles, b = owner / G, g = owner % G;
+  const auto first = unit % tiles * tokens;
+  const auto count = std::min(tokens, pass.T - first);
+  auto& q = chunk.scratch[static_cast<size_t>(i)].q;
+  QueryTile<T> tile{};
+  tile.q = q.data();
+  tile.rows = count * heads;
+  tile.D = D;
+  tile.key_panels = chunk.key_panels.data() + owner * span.padded * D;
+  tile.value_panels = chunk.value_panels.data() + owner * span.padded * D;
+  tile.keys = span.padded;
+  for (int64_t n = 0; n < count; ++n) {
+    const auto row = b * pass.T + first + n;
+    std::copy_n(chunk.q.data() + (row * H + g * heads) * D, heads * D, q.data() + n * heads * D);
+    const auto seen = seen_positions(full, b, pass.position + first + n);
+    for (int64_t h = 0; h < heads; ++h) {
+      tile.first[n * heads + h] = static_cast<int32_t>(seen.begin - span.low);
+      tile.last[n * heads + h] = static_cast<int32_t>(seen.end - 1 - span.low);
+    }
+  }
+  std::fill(q.begin() + tile.rows * D, q.end(), T{});
+  Typed<T>::attend(
+      kernel_, tile, q.data(), D);  // the queries are done with when the first z is there
+  for (int64_t n = 0; n < count; ++n) {
+    const auto row = b * pass.T + first + n;
+    std::copy_n(q.data() + n * heads * D, heads * D, chunk.z.data() + (row * H + g * heads) * D);
+  }
+}
+
+template void FusedEngine::place_token(const Pass&, int64_t, int64_t, Chunk<Bf16>&, int);
+template void FusedEngine::place_token(const Pass&, int64_t, int64_t, Chunk<float>&, int);
+template void FusedEngine::make_panels(int64_t, const KeySpan&, int64_t, Chunk<Bf16>&);
+template void FusedEngine::make_panels(int64_t, const KeySpan&, int64_t, Chunk<float>&);
+template void FusedEngine::attend_unit(
+    const Pass&, int64_t, const KeySpan&, int64_t, Chunk<Bf16>&, int);
+template void FusedEngine::attend_unit(
+    const Pass&, int64_t, const KeySpan&, int64_t, Chunk<float>&, int);
+
+}  // namespace gemma_torch
