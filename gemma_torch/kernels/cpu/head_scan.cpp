@@ -11,8 +11,10 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
     (j < kScanOutliers ? outliers : rest) += static_cast<double>(x[j]) * x[j];
   }
   for (int64_t g = 0; g < head.columns / 32; ++g) {
-    // Each number is off by at most half a unit; a little more, because the unit itself was rounded.
-    const double half = 0.501 * input.x.scales[g];
+    // A number is off by at most half a unit, and by what three roundings (unit, its inverse, the product) make of up
+    // to 32,512 units: 0.5 + 3 * 2^-24 * 32,512 < 0.506. Groups below 1e-30 became zeros: there it is all of it.
+    const double unit = input.x.scales[g];
+    const double half = unit < 1e-34 ? 32'512 * unit : 0.506 * unit;
     missed += 32 * half * half;
   }
   const double norm = std::sqrt(outliers + rest);
