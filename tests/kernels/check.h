@@ -79,8 +79,9 @@ struct Subject {
   }
 };
 
-// A float32 sum of n products, in any order that kernels use here, is off by far less than this times the sum of
-// the products' sizes; a single wrong bit in one of up to some 4,000 weights is more.
+// A float32 sum of n products, in any order that kernels use here, is off by far less than this
+// times the sum of the products' sizes; a single wrong bit in one of up to some 4,000 weights is
+// more.
 constexpr double kSum = 1e-6;
 
 void check_products(const Subject& s);

@@ -90,7 +90,8 @@ void compare_attend(Check& check, const Kernel& attend, const Case& c) {
   }
   for (int64_t h = 0; h < c.heads; ++h) {
     const Plain want(q.data() + h * c.D, c.D, keys.data(), values.data(), seen);
-    // An error in a score is a relative one in its weight, and the kernel's own largest score is a little off too.
+    // An error in a score is a relative one in its weight, and the kernel's own largest score is a
+    // little off too.
     const double relative = 1e-6 + 2 * kSum * want.score_size;
     check.near(largest[index(h)], want.largest, kSum * want.score_size);
     check.near(sum[index(h)], want.sum, relative * want.sum);
@@ -203,6 +204,55 @@ void compare_tile(Check& check,
   }
 }
 
+// Every number of a panel in its place, and zeros where there is no row; not a byte is read past
+// the last one.
+template <typename T, typename S>
+void compare_panels(Check& check, const KeyValuePanels<T, S>& how, int64_t D, int64_t count) {
+  Random random(static_cast<uint64_t>(D + count));
+  const auto rows = drawn<S>(random, count * D, 1);
+  const auto at = [&](int64_t row, int64_t j) -> T {
+    const float x = row < count ? number(rows[index(row * D + j)]) : 0.0F;
+    if constexpr (sizeof(T) == 2) {
+      return to_bf16(x);
+    } else {
+      return x;
+    }
+  };
+  // Where column `lane` of row k lies in a panel of 16 columns.
+  const auto place = [](int64_t k, int64_t lane) {
+    return index(sizeof(T) == 2 ? k / 2 * 32 + lane * 2 + k % 2 : k * 16 + lane);
+  };
+  if (count <= 16) {
+    std::vector<T> panel(index(16 * D));
+    how.key(rows.data(), count, D, panel.data());
+    for (int64_t i = 0; i < 16 * D; ++i) {
+      check.same(panel[place(i % D, i / D)], at(i / D, i % D));
+    }
+  }
+  const int64_t keys = 96;  // of which these 32 are the second
+  std::vector<T> panels(index(keys * D));
+  how.values(rows.data(), count, D, keys, panels.data() + 32 * 16);
+  for (int64_t i = 0; i < keys * D; ++i) {
+    const int64_t row = i / D, j = i % D;
+    const bool here = row >= 32 && row < 64;
+    check.same(panels[index(j / 16 * 16 * keys) + place(row, j % 16)],
+               here ? at(row - 32, j) : T{});
+  }
+}
+
+template <typename T, typename S>
+void check_key_value_panels(const Subject& s,
+                            const std::string& what,
+                            const KeyValuePanels<T, S>& how) {
+  s.report.check(s.name("panels of keys and values, " + what + ", bit for bit"), [&](Check& check) {
+    for (const int64_t D : {32, 64, 256}) {
+      for (const int64_t count : {1, 2, 5, 15, 16, 17, 31, 32}) {
+        compare_panels(check, how, D, count);
+      }
+    }
+  });
+}
+
 std::vector<TileCase> tile_cases(bool small) {
   std::vector<TileCase> all = {
       {32, 64, 32, 0, 0, 1000},       // causal from the start
@@ -250,6 +300,10 @@ void check_attention(const Subject& s) {
 
 void check_tiles(const Subject& s) {
   const auto& k = s.kernels;
+  check_key_value_panels(s, "bf16 of bf16", k.panels_bf16_bf16);
+  check_key_value_panels(s, "bf16 of f32", k.panels_bf16_f32);
+  check_key_value_panels(s, "f32 of bf16", k.panels_f32_bf16);
+  check_key_value_panels(s, "f32 of f32", k.panels_f32_f32);
   check_tile(s, "bf16, cache bf16", k.attend_tile_bf16, k.panels_bf16_bf16);
   check_tile(s, "bf16, cache f32", k.attend_tile_bf16, k.panels_bf16_f32);
   check_tile(s, "f32, cache bf16", k.attend_tile_f32, k.panels_f32_bf16);

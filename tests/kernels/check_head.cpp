@@ -187,7 +187,8 @@ std::vector<float> all_rows(const FusedKernels& kernels,
   return y;
 }
 
-// The bound of every row, against its definition, and against the full head of every instruction set.
+// The bound of every row, against its definition, and against the full head of every instruction
+// set.
 void compare_scan(Check& check,
                   const FusedKernels& kernels,
                   const Scan& scan,

@@ -97,7 +97,8 @@ float number(Bf16 x) {
   return to_float(x);
 }
 
-// One product of 32 rows and two panels; rows of a and c have room between them that stays as it was.
+// One product of 32 rows and two panels; rows of a and c have room between them that stays as it
+// was.
 template <typename T, typename Kernel>
 void compare_gemm(
     Check& check, const Gemm& how, const Kernel& gemm, const Kernel& generic, int64_t k, bool add) {

@@ -35,7 +35,8 @@ std::vector<Shape> shapes(bool small) {
   return all;
 }
 
-// y, with room between the rows and what was there before, after product(x); compared with a sum in float64.
+// y, with room between the rows and what was there before, after product(x); compared with a sum in
+// float64.
 template <typename Matrix, typename X>
 void check_product(
     const Subject& s, Check& check, const Matrix& matrix, const Rows& x, const X& value) {
@@ -143,8 +144,8 @@ void check_codes(const Subject& s, Format format) {
       });
 }
 
-// Activations in one group of 32 columns only, scales that are powers of two: what comes out is the integer sum, once
-// rounded to float32.
+// Activations in one group of 32 columns only, scales that are powers of two: what comes out is the
+// integer sum, once rounded to float32.
 void check_integers(const Subject& s, Format format) {
   s.report.check(
       s.name(std::string("product ") + format_name(format) + ": integer sums, bit for bit"),
@@ -191,6 +192,47 @@ void check_integers(const Subject& s, Format format) {
       });
 }
 
+// What a row of activations gives does not depend on how many others are there.
+template <typename Matrix>
+void compare_counts(Check& check, const Subject& s, const Matrix& matrix, const Rows& x) {
+  const Packed& w = matrix.packed;
+  const auto product = [&](const Rows& rows) {
+    std::vector<float> y(static_cast<size_t>(rows.count * w.rows));
+    s.kernels.product(w, {0, w.slices()}, {0, w.blocks()}, rows, y.data(), w.rows);
+    return y;
+  };
+  std::vector<float> single;
+  for (int64_t m = 0; m < x.count; ++m) {
+    const auto* quantized = x.quantized != nullptr ? x.quantized + m : nullptr;
+    const auto y = product({1, x.x != nullptr ? x.x + m * x.stride : nullptr, x.stride, quantized});
+    single.insert(single.end(), y.begin(), y.end());
+    const auto together = product({m + 1, x.x, x.stride, x.quantized});
+    check.same(together, single);
+  }
+}
+
+void check_counts(const Subject& s) {
+  s.report.check(
+      s.name("product: rows are the same alone and together, bit for bit"), [&](Check& check) {
+        Random random(6);
+        for (const Shape& shape : {Shape{32, 640, 640}, Shape{32, 640, 64}}) {
+          const int64_t count = shape.rows * shape.columns;
+          const LosslessMatrix lossless(awkward_weights(random, count, 4), shape);
+          const auto x = random.normals(kMaxRows * shape.columns);
+          compare_counts(check, s, lossless, {kMaxRows, x.data(), shape.columns, nullptr});
+          for (const auto format : kCodeFormats) {
+            const CodeMatrix codes(format,
+                                   random_codes(random, format, count),
+                                   random_scales(random, count / group_columns(format)),
+                                   shape);
+            QuantizedRows quantized(kMaxRows, shape.columns);
+            fill(quantized, random, shape.columns);
+            compare_counts(check, s, codes, {kMaxRows, nullptr, 0, quantized.rows()});
+          }
+        }
+      });
+}
+
 }  // namespace
 
 void check_products(const Subject& s) {
@@ -198,6 +240,7 @@ void check_products(const Subject& s) {
     check_lossless(s, count);
   }
   check_lossless_exact(s);
+  check_counts(s);
   for (const auto format : kCodeFormats) {
     check_codes(s, format);
     check_integers(s, format);

@@ -43,8 +43,8 @@ void compare_quantized(const Subject& s, Check& check, const std::vector<float>&
     check.that(std::abs(value) <= 32512);
     check.that(q.pairs[j / 4 * 4 + kPlace[j % 4]] == value);
     check.near(value, 256 * plain.high[j] + plain.low[j], 1);
-    // Half a unit, and three roundings of numbers up to 32512 units: factor, product, scale. Groups that are nearly
-    // denormal may become zeros.
+    // Half a unit, and three roundings of numbers up to 32512 units: factor, product, scale. Groups
+    // that are nearly denormal may become zeros.
     const double scale = q.scales[j / 32];
     check.near(value * scale, x[j], 0.506 * scale + (scale < 1e-34 ? 1e-29 : 0.0));
   }
@@ -145,8 +145,8 @@ void check_gelu_mul(const Subject& s) {
       for (int64_t j = 0; j < n; ++j) {
         const double gate = gate_up[index(j / 16 * 32 + j % 16)],
                      up = gate_up[index(j / 16 * 32 + 16 + j % 16)];
-        // The argument u of the exponential, up to 88, is rounded: that much relative error. What is as small as
-        // e^-80 may be zero.
+        // The argument u of the exponential, up to 88, is rounded: that much relative error. What
+        // is as small as e^-80 may be zero.
         const double want = gelu(gate) * up;
         const double u = std::fmin(std::fabs(gate + 0.044715 * gate * gate * gate), 88.0);
         check.near(y[index(j)],

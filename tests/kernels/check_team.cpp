@@ -1,4 +1,5 @@
-// Threads that work together: each job on every thread, barriers that hold, indices handed out once.
+// Threads that work together: each job on every thread, barriers that hold, indices handed out
+// once.
 
 #include <atomic>
 #include <chrono>
@@ -14,7 +15,8 @@ size_t index(int64_t i) {
   return static_cast<size_t>(i);
 }
 
-// Every thread writes its own number, and past a barrier reads all of them. Nothing here is atomic but by the team.
+// Every thread writes its own number, and past a barrier reads all of them. Nothing here is atomic
+// but by the team.
 void rounds_of_barriers(Check& check, Team& team, int rounds) {
   const int size = team.size();
   std::vector<int64_t> written(index(2 * size)), wrong(index(size));

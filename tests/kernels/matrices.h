@@ -24,8 +24,9 @@ struct LosslessMatrix {
   double at(int64_t row, int64_t column) const;
 };
 
-/// Weights as a model has them, zeros of both signs, and numbers too small or too large beside the others to have a
-/// code: denormals, 2^-60, `large`. (With 512 nearly all others in a cell are exceptions, added one after the other.)
+/// Weights as a model has them, zeros of both signs, and numbers too small or too large beside the
+/// others to have a code: denormals, 2^-60, `large`. (With 512 nearly all others in a cell are
+/// exceptions, added one after the other.)
 std::vector<Bf16> awkward_weights(Random& random, int64_t count, float large);
 
 /// A matrix of codes with scales.

@@ -82,12 +82,14 @@ GEMMA_TORCH_INLINE void scan_block(const uint8_t* p, int64_t groups, const ScanI
     const auto level = [&](int part, int step) { return levels_at(p + part * kWidth, step); };
     dot_codes<254, 127, 1>(level, &in.x, 32 * g, sums);
     for (int part = 0; part < kParts; ++part) {
-      rest[part] = fma(sums[part][0], to_floats(widen8_part(p + 256 + part * kPartLanes)), rest[part]);
+      const PartF scale = to_floats(widen8_part(p + 256 + part * kPartLanes)) * in.x.scales[g];
+      rest[part] = fma(sums[part][0], scale, rest[part]);
     }
   }
   for (int part = 0; part < kParts; ++part) {
     const auto* footer = reinterpret_cast<const Bf16*>(p) + part * kPartLanes;
-    const PartF value = fma(outliers[part][0], load_part(footer), rest[part] * load_part(footer + 16));
+    const PartF scale = load_part(footer) * in.x.scales[0];
+    const PartF value = fma(outliers[part][0], scale, rest[part] * load_part(footer + 16));
     bound[part] = fma(load_part(footer + 32), splat_part(in.outlier_norm),
                       fma(load_part(footer + 48), splat_part(in.rest_norm), value + in.slack));
   }

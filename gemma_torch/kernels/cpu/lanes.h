@@ -263,8 +263,14 @@ GEMMA_TORCH_INLINE PartF fma(const PartF& a, const PartF& b, const PartF& c) {
 #if defined(__AVX512F__)
   return std::bit_cast<PartF>(_mm512_fmadd_ps(
       std::bit_cast<__m512>(a), std::bit_cast<__m512>(b), std::bit_cast<__m512>(c)));
+#elif defined(__FMA__)
+  return std::bit_cast<PartF>(_mm256_fmadd_ps(
+      std::bit_cast<__m256>(a), std::bit_cast<__m256>(b), std::bit_cast<__m256>(c)));
+#elif defined(__aarch64__)
+  return std::bit_cast<PartF>(vfmaq_f32(
+      std::bit_cast<float32x4_t>(c), std::bit_cast<float32x4_t>(a), std::bit_cast<float32x4_t>(b)));
 #else
-  return a * b + c;  // compiled with contraction allowed
+  return a * b + c;
 #endif
 }
 template <typename V>

@@ -295,8 +295,8 @@ GEMMA_TORCH_INLINE PartI Dot<kLargest>::total(int offset, int32_t sum) const {
 }
 #endif
 
-// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kOffset) * value in units of the row's scale.
-// code(part, step) gives the codes.
+// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kOffset) * value; code(part, step) gives the
+// codes.
 template <int kLargest, int kOffset, int kRows, typename Code>
 GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64_t column, PartF (*sums)[kRows]) {
   constexpr int kAtOnce = parts_at_once(kRows);
@@ -319,7 +319,7 @@ GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64
     });
     for (int m = 0; m < kRows; ++m) {
       for (int i = 0; i < kAtOnce; ++i) {
-        sums[p + i][m] = to_floats(dots[i][m].total(kOffset, x[m].sums[column / 32])) * x[m].scales[column / 32];
+        sums[p + i][m] = to_floats(dots[i][m].total(kOffset, x[m].sums[column / 32]));
       }
     }
   }
@@ -333,15 +333,17 @@ GEMMA_TORCH_INLINE void int_cell(const uint8_t* cell, int64_t first, int64_t col
   constexpr int kOffset = offset_of(kFormat);
   PartF acc[kParts][kRows] = {};
   for (int64_t j = 0; j < columns; j += kGroup) {
-    PartF group[kParts][kRows];
+    PartF group[kParts][kRows] = {};
     for (int64_t i = 0; i < kGroup; i += 32, cell += code_bytes(kFormat)) {
       prefetch_stream(cell, code_bytes(kFormat));
       const auto code = [&](int part, int step) { return codes_at<kFormat>(cell + part * kWidth, step); };
       PartF sums[kParts][kRows];
-      dot_codes<2 * kOffset - 1, kOffset, kRows>(code, x, first + j + i, sums);
+      const int64_t column = first + j + i;
+      dot_codes<2 * kOffset - 1, kOffset, kRows>(code, x, column, sums);
       for (int p = 0; p < kParts; ++p) {
         for (int m = 0; m < kRows; ++m) {
-          group[p][m] = i == 0 ? sums[p][m] : group[p][m] + sums[p][m];
+          // A product and a sum in one, by name: so a row comes out the same however many there are.
+          group[p][m] = fma(sums[p][m], splat_part(x[m].scales[column / 32]), group[p][m]);
         }
       }
     }
