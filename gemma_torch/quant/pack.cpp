@@ -221,7 +221,7 @@ Packed Pack::add(const Source& source, Format asked) {
   w.exceptions = exceptions.data();
   w.exception_count = static_cast<int64_t>(exceptions.size());
   layer_bytes_ += w.bytes();
-  const std::string name = format_name(w.format);
+  const std::string name = kernels::format_name(w.format);
   format_ = format_.empty() || format_ == name ? name : "mixed";
   for (const auto* part : source.parts) {
     const auto* packed = as_packed(part);

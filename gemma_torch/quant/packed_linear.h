@@ -29,7 +29,4 @@ class PackedLinearImpl : public LinearImpl {
   int64_t slice_;
 };
 
-/// "int4", "int5", "int6", "int8", "lossless12".
-const char* format_name(kernels::Format format);
-
 }  // namespace gemma_torch

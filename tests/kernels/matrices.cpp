@@ -173,20 +173,4 @@ double QuantizedRows::at(int64_t m, int64_t j) const {
   return static_cast<double>(value(m, j)) * scales_[index((m * columns_ + j) / 32)];
 }
 
-const char* format_name(Format format) {
-  switch (format) {
-    case Format::kLossless12:
-      return "lossless12";
-    case Format::kInt4:
-      return "int4";
-    case Format::kInt5:
-      return "int5";
-    case Format::kInt6:
-      return "int6";
-    case Format::kInt8:
-      return "int8";
-  }
-  return "";
-}
-
 }  // namespace gemma_torch::kernels::test

@@ -78,7 +78,6 @@ class QuantizedRows {
   std::vector<QuantizedRow> rows_;
 };
 
-const char* format_name(Format format);
 constexpr Format kCodeFormats[] = {Format::kInt4, Format::kInt5, Format::kInt6, Format::kInt8};
 constexpr int64_t code_offset(Format format) {
   return format == Format::kInt8   ? 128

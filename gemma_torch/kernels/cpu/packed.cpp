@@ -111,4 +111,20 @@ void encode_codes(
   }
 }
 
+const char* format_name(Format format) {
+  switch (format) {
+    case Format::kLossless12:
+      return "lossless12";
+    case Format::kInt4:
+      return "int4";
+    case Format::kInt5:
+      return "int5";
+    case Format::kInt6:
+      return "int6";
+    case Format::kInt8:
+      return "int8";
+  }
+  return "";
+}
+
 }  // namespace gemma_torch::kernels

@@ -15,6 +15,9 @@ struct Bf16 {
 /// of N bits and one bfloat16 scale for kGroup(N) columns of a row: (u - 2^(N-1)) * scale.
 enum class Format : uint8_t { kLossless12, kInt4, kInt5, kInt6, kInt8 };
 
+/// "int4", "int5", "int6", "int8", "lossless12".
+const char* format_name(Format format);
+
 constexpr int64_t kBlockRows = 16;     // rows that are interleaved: one vector lane each
 constexpr int64_t kSliceColumns = 64;  // columns of a slice, where a matrix is cut into slices
 
