@@ -99,7 +99,7 @@ void BenchRunner::prepare(const BenchTest& test, bool profile) {
   }
   engine_.reset();  // first: two at once would be in the peak memory
   at::set_num_threads(static_cast<int>(test.n_threads));
-  auto how = engine_options(options_, capacity_for(test), test.n_sequences);
+  auto how = engine_options(loaded_, options_, capacity_for(test), test.n_sequences);
   how.chunk = test.n_ubatch;
   how.fused.threads = static_cast<int>(test.n_threads);
   how.fused.profile = profile;

@@ -44,11 +44,33 @@ std::string cache_folder() {
   return from("HOME") + "/.cache/gemma_torch";
 }
 
-OnTheFly parse_quant(const std::string& name) {
-  check(name == "auto" || name == "none" || name == "int8",
-        "[quant] expected auto, none or int8, got {}",
+void check_quant(const std::string& name) {
+  check(name == "auto" || name == "none" || find_recipe(name).has_value(),
+        "[quant] expected auto, none, or one of {}, got {}",
+        recipe_names(),
         name);
-  return name == "int8" ? OnTheFly::kInt8 : OnTheFly::kNone;
+}
+
+// What of --quant is still to be done to a model that was loaded.
+OnTheFly on_the_fly(const std::string& asked, const Pretrained& loaded, const std::string& path) {
+  if (asked == "auto") {
+    return OnTheFly::kNone;
+  }
+  if (!loaded.formats.empty()) {
+    const auto held = find_recipe(loaded.formats);
+    const auto name = held ? held->name : "mixed";
+    check(asked == name, "[quant] expected auto or {}, which {} holds, got {}", name, path, asked);
+    return OnTheFly::kNone;
+  }
+  const auto recipe = find_recipe(asked);
+  check(!recipe || !recipe->calibrated,
+        "[quant] {}: expected a folder that holds it, got {}. Hint: gemma quantize --quant {} "
+        "--model {} --out FOLDER",
+        asked,
+        path,
+        asked,
+        path);
+  return recipe ? OnTheFly::kInt8 : OnTheFly::kNone;
 }
 
 std::optional<kernels::Isa> parse_isa(const std::string& name) {
@@ -82,9 +104,11 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
                   "auto (fused where it can run the model), eager or fused (CPU kernels)")
       ->capture_default_str();
   command
-      .add_option("--quant",
-                  options.quant,
-                  "auto (what the folder holds), none, or int8: bfloat16 layers rounded on loading")
+      .add_option(
+          "--quant",
+          options.quant,
+          "auto (what the folder holds), none, int8 (bfloat16 layers rounded on loading), or "
+          "what `gemma quantize` made the folder with")
       ->capture_default_str();
   command
       .add_option(
@@ -122,7 +146,7 @@ std::string model_path(const std::string& given) {
 }
 
 Pretrained load(const ModelOptions& options) {
-  parse_quant(options.quant);
+  check_quant(options.quant);
   parse_isa(options.isa);
   check(options.threads >= 0, "[threads] expected at least 1, got {}", options.threads);
   parse_engine(options.engine);
@@ -137,12 +161,15 @@ Pretrained load(const ModelOptions& options) {
   return load_pretrained(model_path(options.model), how);
 }
 
-EngineOptions engine_options(const ModelOptions& options, int64_t capacity, int64_t batch) {
+EngineOptions engine_options(const Pretrained& loaded,
+                             const ModelOptions& options,
+                             int64_t capacity,
+                             int64_t batch) {
   EngineOptions how{.kind = parse_engine(options.engine), .capacity = capacity, .batch = batch};
   if (options.kv != "auto") {
     how.kv_dtype = parse_dtype(options.kv, c10::kBFloat16);
   }
-  how.fused.quant = parse_quant(options.quant);
+  how.fused.quant = on_the_fly(options.quant, loaded, model_path(options.model));
   how.fused.isa = parse_isa(options.isa);
   if (options.products != "auto") {
     how.fused.products = parse_dtype(options.products, c10::kBFloat16);
@@ -160,7 +187,7 @@ std::unique_ptr<Engine> make_engine(const Pretrained& loaded,
         needed,
         options.ctx);
   const auto capacity = options.ctx > 0 ? options.ctx : needed;
-  return gemma_torch::make_engine(loaded.model, engine_options(options, capacity, batch));
+  return gemma_torch::make_engine(loaded.model, engine_options(loaded, options, capacity, batch));
 }
 
 std::string read_text(const TextOptions& options) {

@@ -47,7 +47,10 @@ std::string model_path(const std::string& given);
 Pretrained load(const ModelOptions& options);
 
 /// What the flags say of an engine for `capacity` tokens a row.
-EngineOptions engine_options(const ModelOptions& options, int64_t capacity, int64_t batch);
+EngineOptions engine_options(const Pretrained& loaded,
+                             const ModelOptions& options,
+                             int64_t capacity,
+                             int64_t batch);
 
 /// An engine of the kind asked for that holds `needed` tokens a row, or --ctx where that is given.
 /// Throws: Error if --ctx is less than needed; before any work.
@@ -114,6 +117,7 @@ void add_logits(CLI::App& app);
 void add_perplexity(CLI::App& app);
 void add_info(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_quantize(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 

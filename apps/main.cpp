@@ -23,6 +23,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_perplexity,
     add_info,
     add_convert,
+    add_quantize,
     add_bench,
     add_parity,
 };

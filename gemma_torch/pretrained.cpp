@@ -8,8 +8,8 @@
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/gguf.h"
 #include "gemma_torch/io/gguf_model.h"
-#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/io/safetensors.h"
+#include "gemma_torch/quant/quantize.h"
 #include "gemma_torch/text/model_proto.h"
 #include "gemma_torch/text/tokenizer_json.h"
 
@@ -42,6 +42,36 @@ json folder_config(const std::string& folder) {
   auto config = read_json(folder, "config.json");
   check(!config.is_null(), "[load_pretrained] {}: expected config.json, found none", folder);
   return config;
+}
+
+// What write_quantized puts into config.json; other libraries refuse the name.
+constexpr const char* kQuantMethod = "gemma_torch";
+// Of cells and scan: counted up when kernels/cpu/packed.h or head_scan.h change theirs.
+constexpr int kLayout = 1;
+
+// Takes quantization_config out of the config.
+Formats take_formats(json& config, const std::string& folder) {
+  const auto at = config.find("quantization_config");
+  if (at == config.end() || at->is_null()) {
+    return {};
+  }
+  const auto quant = *at;
+  config.erase(at);
+  const auto method = quant.is_object() ? quant.value("quant_method", json()) : json();
+  check(method == kQuantMethod,
+        "[load_pretrained] {}: quantization_config.quant_method: expected {}, got {}. Hint: the "
+        "folder in bfloat16, then gemma quantize",
+        folder,
+        kQuantMethod,
+        method.dump());
+  const auto layout = quant.value("layout", json());
+  check(layout == kLayout,
+        "[load_pretrained] {}: quantization_config.layout: expected {}, got {}. Hint: make the "
+        "folder anew with gemma quantize",
+        folder,
+        kLayout,
+        layout.dump());
+  return formats_from_json(quant.value("formats", json()));
 }
 
 void add_once(std::vector<int64_t>& ids, int64_t id) {
@@ -108,7 +138,11 @@ void add_tokenizer(Pretrained& into, const std::optional<Vocabulary>& vocabulary
 Description load_description(const std::string& path) {
   check_exists(path);
   if (fs::is_directory(path)) {
-    return describe(folder_config(path), read_json(path, "generation_config.json"));
+    auto config = folder_config(path);
+    auto formats = take_formats(config, path);
+    auto result = describe(config, read_json(path, "generation_config.json"));
+    result.formats = std::move(formats);
+    return result;
   }
   return describe(gguf_config(GgufFile(path)), {});
 }
@@ -136,19 +170,27 @@ Pretrained load_pretrained(const std::string& path, const LoadOptions& options) 
     weights = gguf_weights(file);
   }
   result.config.dtype = options.dtype.value_or(result.config.dtype);
-  result.model = build_model(result.config, std::move(weights), options.device, path);
+  result.model =
+      build_model(result.config, std::move(weights), options.device, path, result.formats);
   add_tokenizer(result, vocabulary);
   return result;
 }
 
-void convert_to_folder(const std::string& source, const std::string& folder) {
-  AtomicFolder out(folder);
+namespace {
+
+// Everything of a folder but the weights. `quant` is null, or goes to config.json.
+void write_description(const std::string& source,
+                       const Pretrained& loaded,
+                       const json& quant,
+                       AtomicFolder& out) {
   const bool from_folder = fs::is_directory(source);
-  const auto loaded = load_pretrained(source);
   auto config = from_folder ? folder_config(source) : gguf_config(GgufFile(source));
   if (config.contains("text_config")) {  // only the text part is written
     config = config_to_json(loaded.config);
     config["eos_token_id"] = loaded.stop_ids;
+  }
+  if (!quant.is_null()) {
+    config["quantization_config"] = quant;
   }
   auto generation = from_folder ? read_json(source, "generation_config.json") : json();
   if (generation.is_null()) {
@@ -160,8 +202,6 @@ void convert_to_folder(const std::string& source, const std::string& folder) {
   }
   write_file(out.file("config.json"), config.dump(2) + "\n");
   write_file(out.file("generation_config.json"), generation.dump(2) + "\n");
-  // "format" is what transformers asks of a checkpoint.
-  save_safetensors(out.file("model.safetensors"), hf_weights(loaded.model), {{"format", "pt"}});
   const auto vocabulary =
       from_folder ? folder_vocabulary(source) : gguf_vocabulary(GgufFile(source));
   if (vocabulary) {
@@ -172,7 +212,42 @@ void convert_to_folder(const std::string& source, const std::string& folder) {
       fs::copy_file(source + "/" + name, out.file(name));
     }
   }
+}
+
+// "format" is what transformers asks of a checkpoint.
+void write_weights(const Gemma3Model& model, AtomicFolder& out) {
+  save_safetensors(out.file("model.safetensors"), hf_weights(model), {{"format", "pt"}});
+}
+
+}  // namespace
+
+void convert_to_folder(const std::string& source, const std::string& folder) {
+  AtomicFolder out(folder);
+  const auto loaded = load_pretrained(source);
+  check(loaded.formats.empty(),
+        "[convert] {}: expected weights, got a folder that gemma quantize made",
+        source);
+  write_description(source, loaded, {}, out);
+  write_weights(loaded.model, out);
   out.commit();
+}
+
+void write_quantized(const std::string& source,
+                     const Pretrained& loaded,
+                     const json& report,
+                     AtomicFolder& out) {
+  const auto formats = packed_formats(loaded.model);
+  check(!formats.empty(), "[quantize] expected a model that was rounded, got one that was not");
+  const auto recipe = find_recipe(formats);
+  write_description(source,
+                    loaded,
+                    {{"quant_method", kQuantMethod},
+                     {"layout", kLayout},
+                     {"mode", recipe ? recipe->name : "mixed"},
+                     {"formats", formats_to_json(formats)},
+                     {"report", report}},
+                    out);
+  write_weights(loaded.model, out);
 }
 
 }  // namespace gemma_torch

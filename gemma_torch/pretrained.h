@@ -1,11 +1,14 @@
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "gemma_torch/engine/sampling.h"
+#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/model/gemma3.h"
+#include "gemma_torch/quant/recipe.h"
 #include "gemma_torch/text/tokenizer.h"
 
 namespace gemma_torch {
@@ -23,6 +26,7 @@ struct Description {
   std::vector<int64_t> stop_ids = {};  // of config, generation_config and tokenizer together
   Sampling sampling = {};              // defaults of generation_config, else Gemma's 1.0, 64, 0.95
   bool instruct = false;               // <end_of_turn> ends a text: the model was trained to chat
+  Formats formats = {};                // of packed projections; empty: weights
 };
 
 struct Pretrained : Description {
@@ -46,5 +50,12 @@ std::optional<Tokenizer> load_tokenizer(const std::string& path);
 /// config.json, generation_config.json, model.safetensors, tokenizer.model; tokenizer.json, tokenizer_config.json
 /// and the chat template where the source has them. Whole or not at all.
 void convert_to_folder(const std::string& source, const std::string& folder);
+
+/// The same for a model that quantize() has rounded, of load_pretrained(source), into a folder still to be committed.
+/// `report` is kept in config.json, in quantization_config. load_pretrained reads it back without any rounding.
+void write_quantized(const std::string& source,
+                     const Pretrained& loaded,
+                     const nlohmann::json& report,
+                     AtomicFolder& out);
 
 }  // namespace gemma_torch

@@ -587,6 +587,21 @@ class Convert(CliTest):
             self.assertIn("out", error("convert", *model("text"), "-o", out))  # there already
 
 
+class Quantize(CliTest):
+    def test_refusals(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "out"
+            wrong = error("generate", *model("ids"), "--ids", "2,5", "-n", 1, "--quant", "mixed4")
+            self.assertIn("gemma quantize --quant mixed4", wrong)
+            wrong = error("quantize", *model("ids"), "--quant", "x", "-o", out)
+            self.assertIn("one of int8, mixed6, mixed5, mixed4, got x", wrong)
+            wrong = error("quantize", *model("ids"), "--quant", "int8", "-o", out)
+            self.assertIn("emb_dim 16 is not a multiple of 64", wrong)
+            self.assertFalse(out.exists())
+            wrong = error("quantize", *model("ids"), "--quant", "int8", "-o", MODELS / "ids")
+            self.assertIn("new or empty", wrong)
+
+
 def main():
     global GEMMA, MODELS
     if len(sys.argv) < 3:

@@ -87,7 +87,7 @@ FusedEngine::FusedEngine(Gemma3Model model, const EngineOptions& options)
                          rows(F),
                          QuantizedRows(kMaxRows, widest)});
   }
-  b.qkv.resize(size(kMaxRows * (H + 2 * G) * D));
+  b.qkv.resize(size(kMaxRows * qkv_width()));
   b.out_parts.resize(size(team_.size() * kMaxRows * E));
   b.down_parts.resize(b.out_parts.size());
   b.largest.resize(size(team_.size() * kMaxRows * H));
@@ -121,6 +121,10 @@ void FusedEngine::embed(const Pass& pass, int64_t row, float* x) const {
   }
 }
 
+int64_t FusedEngine::qkv_width() const {
+  return (model_->cfg.n_heads + 2 * model_->cfg.n_kv_groups) * model_->cfg.head_dim;
+}
+
 void FusedEngine::fill_angles(const Pass& pass) {
   const auto half = model_->cfg.head_dim / 2;
   team_.run([&](int i) {
@@ -145,6 +149,7 @@ void FusedEngine::do_append(const at::Tensor& ids) {
   hidden_tokens_ = 0;
   last_.clear();
   last_logits_ = at::Tensor();
+  best_ = {};
   hidden_.resize(static_cast<size_t>(batch() * total * E));
   const auto most = std::max<int64_t>(1, options_.chunk / batch());
   std::vector<float> part;  // of several rows, in parts: (B, T, E) to be put in place
@@ -170,11 +175,13 @@ void FusedEngine::do_append(const at::Tensor& ids) {
 void FusedEngine::do_rewind(int64_t position) {
   cache_.rewind(position);
   hidden_tokens_ = 0;
+  best_ = {};
 }
 
 void FusedEngine::do_reset(const at::Tensor& first) {
   cache_.reset(first);
   hidden_tokens_ = 0;
+  best_ = {};
   for (int64_t b = 0; b < batch(); ++b) {
     first_[static_cast<size_t>(b)] = first.defined() ? first[b].item<int64_t>() : 0;
   }
@@ -189,6 +196,8 @@ void FusedEngine::do_copy_from(const Engine& other) {
   hidden_tokens_ = fused->hidden_tokens_;
   last_ = fused->last_;
   last_logits_ = fused->last_logits_;
+  best_ = fused->best_;
+  best_k_ = fused->best_k_;
 }
 
 EngineReport FusedEngine::report(int64_t depth) const {

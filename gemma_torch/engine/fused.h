@@ -58,10 +58,12 @@ class FusedEngine : public Engine {
   void fill_angles(const Pass& pass);
   void embed(const Pass& pass, int64_t row, float* x) const;
   bool is_full(int64_t layer) const;
+  int64_t qkv_width() const;
 
   // fused_decode.cpp: up to kMaxRows tokens
   void run_rows(const Pass& pass, float* hidden);
   void rows_worker(const Pass& pass, float* hidden, int i);
+  void multiply_qkv(const LayerPack& layer, int64_t rows, Worker& worker, int i);
   void sum_parts(const std::vector<float>& parts, int64_t rows, const float* norm, Worker& worker);
 
   // fused_prefill.cpp: more
@@ -118,6 +120,8 @@ class FusedEngine : public Engine {
   int64_t hidden_tokens_ = 0;  // T; 0 after reset and rewind
   std::vector<float> last_;    // (B, E) after final_norm; empty until asked for
   at::Tensor last_logits_;
+  TopK best_;  // of the last top(), while it holds
+  int64_t best_k_ = 0;
   int64_t survivors_ = 0;
 };
 

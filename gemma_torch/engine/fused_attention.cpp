@@ -81,7 +81,6 @@ void FusedEngine::store_key_value(
 
 void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int i) {
   const auto& cfg = model_->cfg;
-  const auto& layer = pack_->layers()[static_cast<size_t>(l)];
   const bool full = is_full(l);
   const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups;
   auto& b = *buffers_;
@@ -90,7 +89,7 @@ void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int
   // more, rows are shared out and everyone waits.
   const bool one = pass.T == 1;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* const qkv = b.qkv.data() + r * layer.qkv.rows;
+    const float* const qkv = b.qkv.data() + r * qkv_width();
     make_queries(l, r % pass.T, qkv, worker.q.data() + r * H * D);
     if (one ? i == team_.size() - 1 : r % team_.size() == i) {
       float* const k = worker.k.data() + r * G * D;
@@ -185,9 +184,8 @@ FusedEngine::KeySpan FusedEngine::key_span(const Pass& pass, bool full) const {
 template <typename T>
 void FusedEngine::place_token(const Pass& pass, int64_t l, int64_t row, Chunk<T>& chunk, int i) {
   const auto& cfg = model_->cfg;
-  const auto& layer = pack_->layers()[static_cast<size_t>(l)];
   const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups, t = row % pass.T;
-  const float* const qkv = chunk.qkv.data() + row * layer.qkv.rows;
+  const float* const qkv = chunk.qkv.data() + row * qkv_width();
   float* const heads = chunk.scratch[static_cast<size_t>(i)].c.data();
   make_queries(l, t, qkv, heads);
   make_keys(l, t, qkv, heads + H * D);

@@ -19,6 +19,22 @@ struct Product {
   Range slices, blocks;
 };
 
+// The columns of `slices` as products with w take them.
+void prepare(const kernels::FusedKernels& kernel,
+             const kernels::Packed& w,
+             Range slices,
+             const float* x,
+             int64_t rows,
+             const QuantizedRows& quantized) {
+  if (w.format != kernels::Format::kLossless12) {
+    const auto begin = slices.begin * w.slice;
+    const auto count = (slices.end - slices.begin) * w.slice;
+    for (int64_t r = 0; r < rows; ++r) {
+      kernel.quantize(x + r * w.columns + begin, count, quantized.from(r, begin));
+    }
+  }
+}
+
 void run(const kernels::FusedKernels& kernel,
          const Product& p,
          const float* x,
@@ -26,13 +42,7 @@ void run(const kernels::FusedKernels& kernel,
          const QuantizedRows& quantized,
          float* y,
          int64_t y_stride) {
-  if (p.w.format != kernels::Format::kLossless12) {
-    const auto begin = p.slices.begin * p.w.slice;
-    const auto count = (p.slices.end - p.slices.begin) * p.w.slice;
-    for (int64_t r = 0; r < rows; ++r) {
-      kernel.quantize(x + r * p.w.columns + begin, count, quantized.from(r, begin));
-    }
-  }
+  prepare(kernel, p.w, p.slices, x, rows, quantized);
   kernel.product(p.w, p.slices, p.blocks, {rows, x, p.w.columns, quantized.views()}, y, y_stride);
 }
 
@@ -71,19 +81,7 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
       }
     };
     norm(layer.input_norm);
-    const auto blocks = team_.share(layer.qkv.blocks(), i);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memset(b.qkv.data() + r * layer.qkv.rows + blocks.begin * 16,
-                  0,
-                  static_cast<size_t>(blocks.end - blocks.begin) * 16 * sizeof(float));
-    }
-    run(kernel_,
-        {layer.qkv, {0, 1}, {blocks.begin, blocks.end}},
-        worker.h.data(),
-        rows,
-        worker.quantized,
-        b.qkv.data(),
-        layer.qkv.rows);
+    multiply_qkv(layer, rows, worker, i);
     team_.barrier();
     lap("qkv");
 
@@ -135,6 +133,31 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
   }
   if (i == 0) {
     std::copy_n(worker.x.data(), rows * E, hidden);
+  }
+}
+
+// A thread's share of the rows of queries, keys and values together.
+void FusedEngine::multiply_qkv(const LayerPack& layer, int64_t rows, Worker& worker, int i) {
+  auto& qkv = buffers_->qkv;
+  const auto width = qkv_width();
+  const auto own = team_.share(width / kernels::kBlockRows, i);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::fill(qkv.begin() + r * width + own.begin * kernels::kBlockRows,
+              qkv.begin() + r * width + own.end * kernels::kBlockRows,
+              0.0F);
+  }
+  prepare(kernel_, layer.qkv[0], {0, 1}, worker.h.data(), rows, worker.quantized);
+  int64_t first = 0;
+  for (const auto& w : layer.qkv) {
+    const Range blocks{std::clamp<int64_t>(own.begin - first, 0, w.blocks()),
+                       std::clamp<int64_t>(own.end - first, 0, w.blocks())};
+    kernel_.product(w,
+                    {0, 1},
+                    blocks,
+                    {rows, worker.h.data(), w.columns, worker.quantized.views()},
+                    qkv.data() + first * kernels::kBlockRows,
+                    width);
+    first += w.blocks();
   }
 }
 

@@ -205,13 +205,17 @@ TopK FusedEngine::top(int64_t k) {
   check(k >= 1, "[top] k: expected at least 1, got {}", k);
   // Beyond some thousands, survivors are so many that the full head is no slower.
   constexpr int64_t kMostScanned = 4096;
+  if (best_.ids.defined() && best_k_ == k) {
+    return best_;  // each row of a batch asks
+  }
   clock_.start();
   normalize_last();
-  if (TopK best; options_.fused.two_stage_head && !last_logits_.defined() &&
-                 k <= std::min(kMostScanned, vocab_size()) && scan_top(k, best)) {
-    return best;
+  if (!options_.fused.two_stage_head || last_logits_.defined() ||
+      k > std::min(kMostScanned, vocab_size()) || !scan_top(k, best_)) {
+    best_ = Engine::top(k);
   }
-  return Engine::top(k);
+  best_k_ = k;
+  return best_;
 }
 
 void FusedEngine::full_logits(const float* x, float* y) {

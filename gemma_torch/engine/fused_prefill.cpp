@@ -14,26 +14,53 @@ namespace {
 using kernels::FusedKernels;
 using kernels::Packed;
 
-// a (padded, w.columns) w^T: pairs of blocks, 32 rows of w, as threads claim them.
+// a (padded, columns) w^T, for one w or several below each other: pairs of blocks, 32 rows of w, as threads claim them.
 template <typename T>
 struct Product {
   const FusedKernels& kernel;
-  const Packed& w;
+  std::span<const Packed> w;
   const T* a;
   int64_t padded;
   T* panels;  // this thread's
+
+  int64_t rows() const {
+    int64_t sum = 0;
+    for (const auto& part : w) {
+      sum += part.rows;
+    }
+    return sum;
+  }
 };
+
+// A pair of blocks of one matrix; none past the last.
+struct BlockPair {
+  const Packed* w = nullptr;
+  int64_t index = 0;
+};
+BlockPair find_pair(std::span<const Packed> parts, int64_t pair) {
+  for (const auto& w : parts) {
+    if (pair < w.blocks() / 2) {
+      return {&w, pair};
+    }
+    pair -= w.blocks() / 2;
+  }
+  return {};
+}
 
 // Asks for the weights of the next pair while this one's products run, so that its panels are made from the second
 // cache: memory and arithmetic would take turns otherwise.
 class Ahead {
  public:
-  Ahead(const Packed& w, int64_t pair, int64_t steps)
-      : next_(w.cells + 2 * pair * w.stride()),
-        pitch_(w.blocks() * w.stride()),
-        lines_((2 * w.stride() + 63) / 64),
-        left_(pair < w.blocks() / 2 ? w.slices() * lines_ : 0),
-        step_((left_ + steps - 1) / steps) {}
+  Ahead(const BlockPair& pair, int64_t steps) {
+    if (pair.w != nullptr) {
+      const auto& w = *pair.w;
+      next_ = w.cells + 2 * pair.index * w.stride();
+      pitch_ = w.blocks() * w.stride();
+      lines_ = (2 * w.stride() + 63) / 64;
+      left_ = w.slices() * lines_;
+      step_ = (left_ + steps - 1) / steps;
+    }
+  }
 
   void step() {
     for (int64_t n = std::min(step_, left_); n > 0; --n, --left_) {
@@ -46,8 +73,8 @@ class Ahead {
   }
 
  private:
-  const uint8_t* next_;
-  int64_t pitch_, lines_, left_, step_, line_ = 0;
+  const uint8_t* next_ = nullptr;
+  int64_t pitch_ = 0, lines_ = 0, left_ = 0, step_ = 0, line_ = 0;
 };
 
 // The columns of pair p of the result begin at place(p), c_stride from row to row; done(p, c) follows when they are there.
@@ -57,13 +84,15 @@ void run(kernels::Team& team,
          int64_t c_stride,
          const Place& place,
          const Done& done) {
-  const auto k = p.w.columns;
+  const auto k = p.w[0].columns;
   const T* const panels[2] = {p.panels, p.panels + k * 16};
-  for (auto pair = team.claim(); pair < p.w.blocks() / 2;) {
+  const auto pairs = p.rows() / kTile;
+  for (auto pair = team.claim(); pair < pairs;) {
     const auto next = team.claim();
-    Ahead ahead(p.w, next, p.padded / kTile);
-    Typed<T>::panel(p.kernel, p.w, 2 * pair, p.panels);
-    Typed<T>::panel(p.kernel, p.w, 2 * pair + 1, p.panels + k * 16);
+    Ahead ahead(find_pair(p.w, next), p.padded / kTile);
+    const auto at = find_pair(p.w, pair);
+    Typed<T>::panel(p.kernel, *at.w, 2 * at.index, p.panels);
+    Typed<T>::panel(p.kernel, *at.w, 2 * at.index + 1, p.panels + k * 16);
     float* const c = place(pair);
     for (int64_t row = 0; row < p.padded; row += kTile) {
       ahead.step();
@@ -79,7 +108,7 @@ void multiply(kernels::Team& team, const Product<T>& p, float* c) {
   run(
       team,
       p,
-      p.w.rows,
+      p.rows(),
       [&](int64_t pair) { return c + pair * kTile; },
       [](int64_t, const float*) {});
 }
@@ -178,7 +207,7 @@ void FusedEngine::chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk,
       x[j] += wide[j];
     }
   };
-  const auto product = [&](const Packed& w, std::span<const T> a) {
+  const auto product = [&](std::span<const Packed> w, std::span<const T> a) {
     return Product<T>{kernel_, w, a.data(), chunk.padded, scratch.panels.data()};
   };
   for (auto row = mine.begin; row < mine.end; ++row) {
@@ -212,7 +241,7 @@ void FusedEngine::chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk,
     }
     team_.barrier();
     lap("attention");
-    multiply(team_, product(layer.out, chunk.z), chunk.y.data());
+    multiply(team_, product({&layer.out, 1}, chunk.z), chunk.y.data());
     team_.barrier();
     lap("out_proj");
     for (auto row = mine.begin; row < mine.end; ++row) {
@@ -221,7 +250,7 @@ void FusedEngine::chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk,
     }
     team_.barrier();
     lap("norms");
-    const auto gate_up = product(layer.gate_up, chunk.h);
+    const auto gate_up = product({&layer.gate_up, 1}, chunk.h);
     run(
         team_,
         gate_up,
@@ -235,7 +264,7 @@ void FusedEngine::chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk,
         });
     team_.barrier();
     lap("gate, up, gelu");
-    multiply(team_, product(layer.down, chunk.act), chunk.y.data());
+    multiply(team_, product({&layer.down, 1}, chunk.act), chunk.y.data());
     team_.barrier();
     lap("down");
     for (auto row = mine.begin; row < mine.end; ++row) {

@@ -13,6 +13,9 @@
 #include "gemma_torch/base/memory.h"
 #include "gemma_torch/io/safetensors.h"
 #include "gemma_torch/io/strict_json.h"
+#include "gemma_torch/quant/packed_linear.h"
+#include "gemma_torch/quant/quantize.h"
+#include "gemma_torch/quant/scanned_head.h"
 
 namespace gemma_torch {
 namespace {
@@ -63,6 +66,11 @@ at::Tensor take(TensorMap& tensors, const std::string& name, const std::string& 
   check(at != tensors.end(), "[load_weights] {}: not in {}", name, place);
   auto tensor = at->second;
   tensors.erase(at);
+  return tensor;
+}
+
+at::Tensor take_weight(TensorMap& tensors, const std::string& name, const std::string& place) {
+  auto tensor = take(tensors, name, place);
   check(tensor.is_floating_point(),
         "[load_weights] {}: expected a floating-point tensor, file has {} ({})",
         name,
@@ -86,6 +94,55 @@ void check_tied_head(TensorMap& tensors, const at::Tensor& embedding, const std:
           place);
     tensors.erase(head);
   }
+}
+
+// The projection's name in a layer, here and there: "W_query" -> {"att.W_query", "self_attn.q_proj"}.
+std::pair<std::string, std::string> layer_names(const std::string& projection) {
+  const auto stem = [](const char* name) { return std::string(name, std::strlen(name) - 7); };
+  for (const auto& [ours, theirs] : kLayerNames) {
+    if (stem(ours).ends_with("." + projection)) {
+      return {stem(ours), stem(theirs)};
+    }
+  }
+  fail("[quant] {}: not a projection of Gemma3Model", projection);
+}
+
+std::string hf_projection(const std::string& projection) {
+  const auto theirs = layer_names(projection).second;
+  return theirs.substr(theirs.find('.') + 1);
+}
+
+// Puts packed modules in the place of the model's projections and head.
+void fill_packed(Gemma3Model& model,
+                 TensorMap& tensors,
+                 const Formats& formats,
+                 const std::string& place) {
+  std::map<std::string, int64_t> layers;
+  model->for_each_linear([&](auto& owner, const std::string& name, Linear& linear) {
+    const auto in = linear->in_features, out = linear->out_features;
+    const auto prefix =
+        name == "out_head"
+            ? "lm_head"
+            : fmt::format("model.layers.{}.{}", layers[name]++, layer_names(name).second);
+    std::shared_ptr<LinearImpl> packed;
+    try {
+      if (name == "out_head") {
+        packed = std::make_shared<ScannedHeadImpl>(
+            in,
+            out,
+            ScanTensors{take(tensors, prefix + ".scan_blocks", place),
+                        take(tensors, prefix + ".scan_order", place),
+                        take(tensors, prefix + ".scan_largest_norm", place)});
+        packed->weight = packed->register_parameter("weight", linear->weight);
+      } else {
+        packed = std::make_shared<PackedLinearImpl>(
+            in, out, formats.at(name), slice_of(name, in), take(tensors, prefix + ".cells", place));
+      }
+    } catch (const Error& error) {
+      fail("{} ({}, {})", error.what(), prefix, place);
+    }
+    replace_linear(owner, name, linear, std::move(packed));
+  });
 }
 
 }  // namespace
@@ -114,9 +171,16 @@ std::string hf_name(const std::string& parameter) {
 Gemma3Model build_model(const Gemma3Config& cfg,
                         TensorMap tensors,
                         c10::Device device,
-                        const std::string& place) {
+                        const std::string& place,
+                        const Formats& formats) {
   tensors = text_part(std::move(tensors));
   Gemma3Model model(cfg, torch::kCPU, Init::kNone);  // memory that is replaced before it is touched
+  if (!formats.empty()) {
+    check(device.is_cpu(),
+          "[quant] a folder of packed weights: expected --device cpu, got {}",
+          device.str());
+    fill_packed(model, tensors, formats, place);
+  }
   if (cfg.tie_word_embeddings) {
     const auto embedding = tensors.find("model.embed_tokens.weight");
     check(embedding != tensors.end(), "[load_weights] model.embed_tokens.weight: not in {}", place);
@@ -125,7 +189,7 @@ Gemma3Model build_model(const Gemma3Config& cfg,
   }
   for (auto& item : model->named_parameters()) {
     const auto name = hf_name(item.key());
-    const auto tensor = take(tensors, name, place);
+    const auto tensor = take_weight(tensors, name, place);
     check(tensor.sizes() == item.value().sizes(),
           "[load_weights] {}: expected {}, file has {} ({})",
           name,
@@ -150,7 +214,36 @@ TensorMap hf_weights(const Gemma3Model& model) {
   for (const auto& item : model->named_parameters()) {
     tensors.emplace(hf_name(item.key()), item.value().detach());
   }
+  for (const auto& item : model->named_buffers()) {  // of packed modules
+    const auto dot = item.key().rfind('.');
+    const auto weight = hf_name(item.key().substr(0, dot) + ".weight");
+    tensors.emplace(weight.substr(0, weight.size() - 7) + item.key().substr(dot), item.value());
+  }
   return tensors;
+}
+
+nlohmann::json formats_to_json(const Formats& formats) {
+  auto json = nlohmann::json::object();
+  for (const auto& [projection, format] : formats) {
+    json[hf_projection(projection)] = kernels::format_name(format);
+  }
+  return json;
+}
+
+Formats formats_from_json(const nlohmann::json& json) {
+  Formats formats;
+  for (const auto& [projection, unused] : recipes().front().formats) {
+    const auto name = hf_projection(projection);
+    const auto value = json.is_object() ? json.value(name, nlohmann::json()) : nlohmann::json();
+    kernels::Format format{};
+    check(value.is_string() && kernels::parse_format(value.get<std::string>().c_str(), format) &&
+              format != kernels::Format::kLossless12,
+          "[quant] quantization_config.formats.{}: expected levels4, int5, int6 or int8, got {}",
+          name,
+          value.dump());
+    formats.emplace(projection, format);
+  }
+  return formats;
 }
 
 nlohmann::json read_json(const std::string& folder, const std::string& name) {

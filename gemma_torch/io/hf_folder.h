@@ -5,6 +5,7 @@
 
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/model/gemma3.h"
+#include "gemma_torch/quant/recipe.h"
 
 namespace gemma_torch {
 
@@ -16,14 +17,22 @@ std::string hf_name(const std::string& parameter);
 /// already has both is taken as it is, without a copy. Ties the head if the config says so.
 /// Strict: every parameter is filled, every tensor is used once, shapes are equal. Of a multimodal checkpoint
 /// (names below "language_model.") the text part is taken.
+/// With `formats`, projections are packed: "model.layers.3.self_attn.q_proj.cells" stands for the weight, and
+/// "lm_head.scan_blocks", "scan_order" and "scan_largest_norm" stand beside the head.
 /// Throws: Error naming the tensor, both shapes and `place` (the file or folder).
 Gemma3Model build_model(const Gemma3Config& cfg,
                         TensorMap tensors,
                         c10::Device device,
-                        const std::string& place);
+                        const std::string& place,
+                        const Formats& formats = {});
 
-/// The model's parameters under Hugging Face's names.
+/// The model's parameters, and what packed modules hold instead, under Hugging Face's names.
 TensorMap hf_weights(const Gemma3Model& model);
+
+/// Formats as config.json has them, by Hugging Face's names of projections: {"q_proj": "int8", ..}.
+nlohmann::json formats_to_json(const Formats& formats);
+/// Throws: Error unless every projection has a format of codes.
+Formats formats_from_json(const nlohmann::json& json);
 
 /// Parses `<folder>/<name>`; an object, or null where the file is absent. Throws: Error naming the file.
 nlohmann::json read_json(const std::string& folder, const std::string& name);

@@ -9,6 +9,7 @@
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/memory.h"
 #include "gemma_torch/quant/packed_linear.h"
+#include "gemma_torch/quant/quantize.h"
 #include "gemma_torch/quant/round_codes.h"
 
 namespace gemma_torch {
@@ -20,37 +21,14 @@ using kernels::kBlockRows;
 using kernels::kSliceColumns;
 using kernels::Packed;
 
-// Linears that become one matrix, their blocks one after the other or by turns.
+// One Linear, or two whose blocks come by turns.
 struct Pack::Source {
   std::vector<LinearImpl*> parts;
-  bool by_turns;
   bool sliced;
 
   int64_t columns() const { return parts[0]->in_features; }
   int64_t slice() const { return sliced ? kSliceColumns : columns(); }
-  int64_t rows() const {
-    int64_t sum = 0;
-    for (const auto* part : parts) {
-      sum += part->out_features;
-    }
-    return sum;
-  }
-
-  // The part that block b of the whole is of, and which of its blocks.
-  std::pair<LinearImpl*, int64_t> place(int64_t b) const {
-    const auto n = static_cast<int64_t>(parts.size());
-    if (by_turns) {
-      return {parts[static_cast<size_t>(b % n)], b / n};
-    }
-    for (auto* part : parts) {
-      const auto blocks = part->out_features / kBlockRows;
-      if (b < blocks) {
-        return {part, b};
-      }
-      b -= blocks;
-    }
-    fail("[pack] block: expected one of {}, got {}", rows() / kBlockRows, b);
-  }
+  int64_t rows() const { return static_cast<int64_t>(parts.size()) * parts[0]->out_features; }
 };
 
 namespace {
@@ -67,9 +45,27 @@ Format format_of(const std::vector<LinearImpl*>& parts, Format asked) {
     const auto* packed = as_packed(part);
     check((packed != nullptr) == (first != nullptr) &&
               (packed == nullptr || packed->packed().format == format),
-          "[pack] projections of one matrix: expected one format, got several");
+          "[pack] fc1 and fc2: expected one format, got two");
   }
   return format;
+}
+
+// The formats' name: that of the recipe, if they are one's.
+std::string name_of(const Formats& packed, Format asked) {
+  if (packed.empty()) {
+    return kernels::format_name(asked);
+  }
+  const auto recipe = find_recipe(packed);
+  return recipe ? recipe->name : "mixed";
+}
+
+// A scan that lies in a file is read again with every token: it is copied.
+ScanTensors on_large_pages(const ScanTensors& scan) {
+  auto copy = scan;
+  copy.blocks = zeros_on_large_pages(scan.blocks.sizes(), at::kByte);
+  copy.blocks.copy_(scan.blocks);
+  drop_resident(scan.blocks.const_data_ptr(), scan.blocks.nbytes());
+  return copy;
 }
 
 std::string refuse_linear(const std::string& name, const LinearImpl& linear) {
@@ -125,8 +121,12 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
   check(reason.empty(),
         "[fused] expected a model that fits its kernels: {}. Hint: --engine eager",
         reason);
+  check(format == Format::kLossless12 || format == Format::kInt8,
+        "[pack] format: expected lossless12 or int8, got {}",
+        kernels::format_name(format));
+  format_ = name_of(packed_formats(model_), format);
   const auto* scanned = dynamic_cast<const ScannedHeadImpl*>(model_->out_head.get());
-  scan_ = scanned != nullptr ? scanned->scan : make_scan(model_);
+  scan_ = scanned != nullptr ? on_large_pages(scanned->scan) : make_scan(model_);
   for (const auto& weight : {model_->tok_emb->weight, model_->out_head->weight}) {
     remember(weight);
     drop_resident(weight.const_data_ptr(), weight.nbytes());  // few rows are needed from here on
@@ -137,10 +137,12 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
     auto& block = *module->as<TransformerBlockImpl>();
     auto& att = *block.att;
     auto& ff = *block.ff;
-    sources.push_back({{{att.W_query.get(), att.W_key.get(), att.W_value.get()}, false, false},
-                       {{att.out_proj.get()}, false, true},
-                       {{ff.fc1.get(), ff.fc2.get()}, true, false},
-                       {{ff.fc3.get()}, false, true}});
+    sources.push_back({{{att.W_query.get()}, false},
+                       {{att.W_key.get()}, false},
+                       {{att.W_value.get()}, false},
+                       {{att.out_proj.get()}, true},
+                       {{ff.fc1.get(), ff.fc2.get()}, false},
+                       {{ff.fc3.get()}, true}});
     for (const auto& source : sources.back()) {
       const auto cells = source.rows() / kBlockRows * (source.columns() / source.slice());
       bytes += static_cast<size_t>(
@@ -153,10 +155,10 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
     auto& block = *module->as<TransformerBlockImpl>();
     const auto& from = sources[layer++];
     LayerPack pack{};
-    pack.qkv = add(from[0], format);
-    pack.out = add(from[1], format);
-    pack.gate_up = add(from[2], format);
-    pack.down = add(from[3], format);
+    pack.qkv = {add(from[0], format), add(from[1], format), add(from[2], format)};
+    pack.out = add(from[3], format);
+    pack.gate_up = add(from[4], format);
+    pack.down = add(from[5], format);
     pack.input_norm = add_norm(block.input_layernorm->scale);
     pack.post_attn_norm = add_norm(block.post_attention_layernorm->scale);
     pack.pre_ff_norm = add_norm(block.pre_feedforward_layernorm->scale);
@@ -183,7 +185,9 @@ Packed Pack::add(const Source& source, Format asked) {
   constexpr int64_t kPart = 8;
   std::vector<std::vector<Exception>> found(static_cast<size_t>((count + kPart - 1) / kPart));
   const auto encode = [&](int64_t cell, std::vector<Exception>& exceptions) {
-    const auto [linear, block] = source.place(cell % w.blocks());
+    const auto parts = static_cast<int64_t>(source.parts.size());
+    const auto* linear = source.parts[static_cast<size_t>(cell % w.blocks() % parts)];
+    const auto block = cell % w.blocks() / parts;
     const auto slice = cell / w.blocks();
     auto* to = cells + cell * w.stride();
     if (const auto* packed = as_packed(linear)) {
@@ -202,7 +206,7 @@ Packed Pack::add(const Source& source, Format asked) {
       exponents[static_cast<size_t>(cell)] =
           encode_lossless(rows, w.slice, to, exceptions, static_cast<uint32_t>(cell));
     } else {
-      round_cell(rows, w.format, w.slice, to);
+      round_cell(rows, w.slice, to);
     }
   };
   at::parallel_for(
@@ -221,8 +225,6 @@ Packed Pack::add(const Source& source, Format asked) {
   w.exceptions = exceptions.data();
   w.exception_count = static_cast<int64_t>(exceptions.size());
   layer_bytes_ += w.bytes();
-  const std::string name = kernels::format_name(w.format);
-  format_ = format_.empty() || format_ == name ? name : "mixed";
   for (const auto* part : source.parts) {
     const auto* packed = as_packed(part);
     const auto& parameter = packed != nullptr ? packed->cells : part->weight;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -10,10 +11,10 @@ namespace gemma_torch {
 
 /// One layer's weights as the fused kernels read them.
 struct LayerPack {
-  kernels::Packed qkv;      // queries, keys and values, one slice
-  kernels::Packed out;      // out_proj, slices of 64 columns
-  kernels::Packed gate_up;  // 16 rows of fc1 and 16 of fc2 by turns, one slice
-  kernels::Packed down;     // fc3, slices of 64 columns
+  std::array<kernels::Packed, 3> qkv;  // queries, keys and values, one slice each
+  kernels::Packed out;                 // out_proj, slices of 64 columns
+  kernels::Packed gate_up;             // 16 rows of fc1 and 16 of fc2 by turns, one slice
+  kernels::Packed down;                // fc3, slices of 64 columns
   // 1 + weight, float32
   const float *input_norm, *post_attn_norm, *pre_ff_norm, *post_ff_norm;  // (E)
   const float *q_norm, *k_norm;  // (D); null without qk_norm
@@ -35,10 +36,8 @@ class Pack {
   const kernels::Bf16* embedding() const;  // (V, E)
   const kernels::Bf16* head() const;       // (V, E), the same where tied
   kernels::HeadScan scan() const { return scan_.view(); }
-  int64_t layer_bytes() const { return layer_bytes_; }  // what one token reads of the layers
-  const std::string& format() const {
-    return format_;
-  }  // of the layers: "lossless12", "int8", "mixed"
+  int64_t layer_bytes() const { return layer_bytes_; }   // what one token reads of the layers
+  const std::string& format() const { return format_; }  // "lossless12", or a recipe's name
 
   /// Whether the model's parameters are still those that were packed.
   bool is_current() const;

@@ -1,23 +1,29 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
 #include "gemma_torch/kernels/cpu/packed.h"
 
 namespace gemma_torch {
 
-/// Codes and scale of one group: n numbers to the nearest codes of a kIntN format. Of some scales below the one that
-/// just holds the largest number, of both signs (an offset-binary code reaches one further down than up), it takes the
-/// one with the least sum of weights[j] * error^2; null weights are ones.
-kernels::Bf16 round_group(
-    const float* x, const float* weights, int64_t n, kernels::Format format, uint8_t* codes);
+/// A matrix (rows, columns) as codes, row by row, and a scale for each group of a row.
+struct Codes {
+  kernels::Format format;
+  int64_t rows, columns;
+  std::vector<uint8_t> codes;         // (rows, columns)
+  std::vector<kernels::Bf16> scales;  // (rows, columns / group_columns(format))
+};
 
-/// One cell of 16 rows of bfloat16, group by group.
-void round_cell(const kernels::Bf16* const* rows,
-                kernels::Format format,
-                int64_t columns,
-                uint8_t* cell);
+/// One cell of 16 rows of bfloat16 as kInt8, each number to the nearest code. A group's largest number has one of the
+/// codes that reach furthest, -128 or 127, whichever gives the smaller sum of squares.
+void round_cell(const kernels::Bf16* const* rows, int64_t columns, uint8_t* cell);
 
-/// The number a code stands for, in units of its scale.
-int code_offset(kernels::Format format);
-int code_bits(kernels::Format format);
+/// (out, in) bfloat16 as cells of kInt8, see kernels/cpu/packed.h: (bytes) uint8.
+at::Tensor round_matrix(const at::Tensor& weight, int64_t slice);
+
+/// The cells of codes.
+at::Tensor lay_out(const Codes& codes, int64_t slice);
 
 }  // namespace gemma_torch

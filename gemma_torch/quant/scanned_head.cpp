@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -52,7 +54,7 @@ kernels::HeadScan ScanTensors::view() const {
   head.order = order.const_data_ptr<int32_t>();
   head.blocks = blocks.const_data_ptr<uint8_t>();
   head.rows = blocks.numel() / head.stride() * kBlockRows;
-  head.largest_norm = largest_norm;
+  head.largest_norm = largest_norm.item<float>();
   return head;
 }
 
@@ -60,6 +62,25 @@ ScannedHeadImpl::ScannedHeadImpl(int64_t in, int64_t out, ScanTensors given)
     : scan(std::move(given)) {
   in_features = in;
   out_features = out;
+  kernels::HeadScan shape;
+  shape.columns = in;
+  const auto blocks = (out + kBlockRows - 1) / kBlockRows;
+  check(scan.blocks.scalar_type() == at::kByte && scan.blocks.is_contiguous() &&
+            scan.blocks.numel() == blocks * shape.stride(),
+        "[scan] scan_blocks: expected {} bytes, got {} of {}",
+        blocks * shape.stride(),
+        scan.blocks.numel(),
+        c10::toString(scan.blocks.scalar_type()));
+  check(scan.order.scalar_type() == at::kInt && scan.order.numel() == in &&
+            at::equal(std::get<0>(scan.order.sort()), at::arange(in, at::kInt)),
+        "[scan] scan_order: expected the {} columns, each once",
+        in);
+  check(scan.largest_norm.scalar_type() == at::kFloat && scan.largest_norm.numel() == 1 &&
+            scan.largest_norm.item<float>() >= 0,
+        "[scan] scan_largest_norm: expected one number of at least 0");
+  register_buffer("scan_blocks", scan.blocks);
+  register_buffer("scan_order", scan.order);
+  register_buffer("scan_largest_norm", scan.largest_norm);
 }
 
 bool can_scan(const Gemma3Model& model) {
@@ -85,6 +106,7 @@ ScanTensors make_scan(Gemma3Model model) {
   auto* blocks = scan.blocks.mutable_data_ptr<uint8_t>();
   const auto& kernel = kernels::fused_kernels(kernels::best_isa());
   std::mutex mutex;
+  float largest = 0;
   at::parallel_for(0, count, /*grain_size=*/64, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(5 * columns));
     float most = 0;
@@ -99,8 +121,9 @@ ScanTensors make_scan(Gemma3Model model) {
                           pointers, order, columns, blocks + b * shape.stride(), scratch.data()));
     }
     const std::lock_guard lock(mutex);
-    scan.largest_norm = std::max(scan.largest_norm, most);
+    largest = std::max(largest, most);
   });
+  scan.largest_norm = at::full({1}, largest);
   return scan;
 }
 

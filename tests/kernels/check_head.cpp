@@ -91,7 +91,7 @@ DecodedRow decode(const HeadScan& head, int64_t row) {
     const uint8_t* group = block + 512 + (j / 32 - 1) * 272;
     const int64_t step = j % 32 / 4;
     const int nibble = group[step / 2 * 64 + 4 * lane + j % 4] >> (step % 2 * 4) & 15;
-    out.w[index(j)] = (kScanLevels[nibble] - 127.0) * group[256 + lane] * number(1);
+    out.w[index(j)] = (kLevels[nibble] - 127.0) * group[256 + lane] * number(1);
   }
   return out;
 }

@@ -154,7 +154,7 @@ void check_integers(const Subject& s, Format format) {
         const Shape shape{16, 128, 64};
         for (int round = 0; round < (s.small ? 20 : 200); ++round) {
           auto codes = random_codes(random, format, shape.rows * shape.columns);
-          const auto most = static_cast<uint8_t>(2 * code_offset(format) - 1);
+          const auto most = static_cast<uint8_t>(code_count(format) - 1);
           if (round < 2) {
             codes.assign(codes.size(), round == 0 ? most : uint8_t{0});
           }

@@ -102,7 +102,7 @@ CodeMatrix::CodeMatrix(Format format,
 }
 
 int64_t CodeMatrix::code(int64_t row, int64_t column) const {
-  return codes[index(row * packed.columns + column)] - code_offset(packed.format);
+  return code_value(packed.format, codes[index(row * packed.columns + column)]);
 }
 
 float CodeMatrix::scale(int64_t row, int64_t column) const {
@@ -110,7 +110,7 @@ float CodeMatrix::scale(int64_t row, int64_t column) const {
 }
 
 std::vector<uint8_t> random_codes(Random& random, Format format, int64_t count) {
-  const int64_t most = 2 * code_offset(format) - 1;
+  const int64_t most = code_count(format) - 1;
   std::vector<uint8_t> codes(index(count));
   for (auto& code : codes) {
     const int64_t kind = random.below(8);  // often the extremes

@@ -78,12 +78,6 @@ class QuantizedRows {
   std::vector<QuantizedRow> rows_;
 };
 
-constexpr Format kCodeFormats[] = {Format::kInt4, Format::kInt5, Format::kInt6, Format::kInt8};
-constexpr int64_t code_offset(Format format) {
-  return format == Format::kInt8   ? 128
-         : format == Format::kInt6 ? 32
-         : format == Format::kInt5 ? 16
-                                   : 8;
-}
+constexpr Format kCodeFormats[] = {Format::kLevels4, Format::kInt5, Format::kInt6, Format::kInt8};
 
 }  // namespace gemma_torch::kernels::test

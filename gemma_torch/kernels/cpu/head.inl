@@ -45,42 +45,17 @@ void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t coun
   }
 }
 
-// The levels of step `i` of a group, for a part of the rows whose first bytes are at p.
-GEMMA_TORCH_INLINE PartU levels_at(const uint8_t* p, int i) {
-#if defined(__AVX512VBMI__)
-  // Looks at six bits of a byte; the table stands there four times.
-  const __m512i table = _mm512_broadcast_i32x4(load_as<__m128i>(kScanLevels));
-  const auto two = load_as<__m512i>(p + 64 * (i / 2));
-  return std::bit_cast<PartU>(_mm512_permutexvar_epi8(i % 2 == 0 ? two : _mm512_srli_epi16(two, 4), table));
-#else
-  const PartU indices = codes_at<Format::kInt4>(p, i);
-#if defined(__AVX2__)
-  const __m256i table = _mm256_broadcastsi128_si256(load_as<__m128i>(kScanLevels));
-  return std::bit_cast<PartU>(_mm256_shuffle_epi8(table, std::bit_cast<__m256i>(indices)));
-#elif defined(__aarch64__)
-  return std::bit_cast<PartU>(vqtbl1q_u8(vld1q_u8(kScanLevels), std::bit_cast<uint8x16_t>(indices)));
-#else
-  uint8_t bytes[kWidth];
-  std::memcpy(bytes, &indices, sizeof bytes);
-  for (auto& b : bytes) {
-    b = kScanLevels[b];
-  }
-  return load_as<PartU>(bytes);
-#endif
-#endif
-}
-
 GEMMA_TORCH_INLINE void scan_block(const uint8_t* p, int64_t groups, const ScanInput& in, PartF (&bound)[kParts]) {
   PartF outliers[kParts][1], rest[kParts] = {};
   prefetch_stream(p, 512);
   const auto code = [&](int part, int step) { return codes_at<Format::kInt8>(p + part * kWidth, step); };
-  dot_codes<255, 128, 1>(code, &in.x, 0, outliers);
+  dot_codes<largest_of(Format::kInt8), code_zero(Format::kInt8), 1>(code, &in.x, 0, outliers);
   p += 512;
   for (int64_t g = 1; g <= groups; ++g, p += 272) {
     prefetch_stream(p, 272);
     PartF sums[kParts][1];
-    const auto level = [&](int part, int step) { return levels_at(p + part * kWidth, step); };
-    dot_codes<254, 127, 1>(level, &in.x, 32 * g, sums);
+    const auto level = [&](int part, int step) { return codes_at<Format::kLevels4>(p + part * kWidth, step); };
+    dot_codes<largest_of(Format::kLevels4), code_zero(Format::kLevels4), 1>(level, &in.x, 32 * g, sums);
     for (int part = 0; part < kParts; ++part) {
       const PartF scale = to_floats(widen8_part(p + 256 + part * kPartLanes)) * in.x.scales[g];
       rest[part] = fma(sums[part][0], scale, rest[part]);
@@ -143,10 +118,10 @@ GEMMA_TORCH_INLINE Levelled nearest_levels(F a, F b, float unit) {
     const F x = half == 0 ? a : b;
     const F y = x * inverse;
     I index = {};
-    F level = splat(static_cast<float>(kScanLevels[0]) - 127.0F);
+    F level = splat(static_cast<float>(kLevels[0]) - 127.0F);
     for (int i = 1; i < 16; ++i) {
-      const float lower = static_cast<float>(kScanLevels[i - 1]) - 127.0F;
-      const float upper = static_cast<float>(kScanLevels[i]) - 127.0F;
+      const float lower = static_cast<float>(kLevels[i - 1]) - 127.0F;
+      const float upper = static_cast<float>(kLevels[i]) - 127.0F;
       const I above = y > splat((lower + upper) / 2);
       index -= above;
       level = select(above, splat(upper), level);
@@ -208,7 +183,7 @@ void encode_rest(const float* x, int64_t groups, RowCodes& out, double& error, d
     store_as(index, best.index[0]);
     store_as(index + 16, best.index[1]);
     for (int64_t j = 0; j < 32; ++j) {
-      const double value = (static_cast<double>(kScanLevels[index[j]]) - 127.0) * scale;
+      const double value = (static_cast<double>(kLevels[index[j]]) - 127.0) * scale;
       out.indices[32 * g + j] = static_cast<uint8_t>(index[j]);
       error += (x[j] - value) * (x[j] - value);
       norm += value * value;

@@ -7,7 +7,7 @@
 namespace gemma_torch::kernels {
 
 /// The output head W (vocab, columns) at about 4.5 bits a number, good enough to tell which rows cannot be among the
-/// best. The kScanOutliers columns where activations are largest have 8 bits; the others one of 16 levels times a
+/// best. The kScanOutliers columns where activations are largest have 8 bits; the others one of kLevels times a
 /// scale for 32 columns. With w~ the decoded row, x = [o, r] split as the columns are, and norms euclidean, the
 /// Cauchy-Schwarz inequality gives
 ///
@@ -18,7 +18,7 @@ namespace gemma_torch::kernels {
 /// `slack`, the same for all rows: see scan_input.
 ///
 /// A block of 16 rows: 8 steps of the outliers (64 bytes, laid out as kInt8); for each group 256 bytes of level
-/// indices, laid out as kInt4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
+/// indices, laid out as kLevels4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
 /// 8-bit scales, error norm of the outliers, error norm of the rest.
 struct HeadScan {
   int64_t rows = 0;                // a multiple of 16; those past the vocabulary are zeros
@@ -32,10 +32,6 @@ struct HeadScan {
 };
 
 constexpr int64_t kScanOutliers = 32;
-
-/// Level i is kScanLevels[i] - 127: finer near zero, where weights are many.
-constexpr uint8_t kScanLevels[16] = {
-    0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
 
 /// One row of activations, its columns in the order of the scan.
 struct ScanInput {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 namespace gemma_torch::kernels {
 namespace {
@@ -111,20 +112,33 @@ void encode_codes(
   }
 }
 
+namespace {
+
+constexpr std::pair<Format, const char*> kNames[] = {{Format::kLossless12, "lossless12"},
+                                                     {Format::kLevels4, "levels4"},
+                                                     {Format::kInt5, "int5"},
+                                                     {Format::kInt6, "int6"},
+                                                     {Format::kInt8, "int8"}};
+
+}  // namespace
+
 const char* format_name(Format format) {
-  switch (format) {
-    case Format::kLossless12:
-      return "lossless12";
-    case Format::kInt4:
-      return "int4";
-    case Format::kInt5:
-      return "int5";
-    case Format::kInt6:
-      return "int6";
-    case Format::kInt8:
-      return "int8";
+  for (const auto& [known, name] : kNames) {
+    if (known == format) {
+      return name;
+    }
   }
   return "";
+}
+
+bool parse_format(const char* name, Format& format) {
+  for (const auto& [known, its_name] : kNames) {
+    if (std::strcmp(name, its_name) == 0) {
+      format = known;
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace gemma_torch::kernels

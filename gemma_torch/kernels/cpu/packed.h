@@ -11,19 +11,44 @@ struct Bf16 {
   uint16_t bits;
 };
 
-/// Forms in which kernels read a weight matrix. kLossless12 gives back every bfloat16 bit for bit; kIntN are codes u
-/// of N bits and one bfloat16 scale for kGroup(N) columns of a row: (u - 2^(N-1)) * scale.
-enum class Format : uint8_t { kLossless12, kInt4, kInt5, kInt6, kInt8 };
+/// Forms in which kernels read a weight matrix. kLossless12 gives back every bfloat16 bit for bit. The others are codes
+/// and one bfloat16 scale of either sign for group_columns() columns of a row: code u of kIntN, N bits, stands for
+/// (u - 2^(N-1)) * scale; one of kLevels4, 4 bits, for (kLevels[u] - 127) * scale.
+enum class Format : uint8_t { kLossless12, kLevels4, kInt5, kInt6, kInt8 };
 
-/// "int4", "int5", "int6", "int8", "lossless12".
+/// "lossless12", "levels4", "int5", "int6", "int8".
 const char* format_name(Format format);
+/// The format of a name. Throws nothing: false if there is none.
+bool parse_format(const char* name, Format& format);
+
+/// Finer near zero, where weights are many.
+constexpr uint8_t kLevels[16] = {
+    0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
 
 constexpr int64_t kBlockRows = 16;     // rows that are interleaved: one vector lane each
 constexpr int64_t kSliceColumns = 64;  // columns of a slice, where a matrix is cut into slices
 
 /// Columns that share a scale.
 constexpr int64_t group_columns(Format format) {
-  return format == Format::kInt8 ? 64 : 32;
+  return format == Format::kLevels4 ? 32 : 64;
+}
+
+/// How many codes there are.
+constexpr int code_count(Format format) {
+  return format == Format::kInt8   ? 256
+         : format == Format::kInt6 ? 64
+         : format == Format::kInt5 ? 32
+                                   : 16;
+}
+
+/// What stands for zero among what a kernel multiplies: codes, or the levels they are indices of.
+constexpr int code_zero(Format format) {
+  return format == Format::kLevels4 ? 127 : code_count(format) / 2;
+}
+
+/// The number that a code stands for, in units of its scale.
+constexpr int code_value(Format format, int code) {
+  return (format == Format::kLevels4 ? kLevels[code] : code) - code_zero(format);
 }
 
 /// Codes per 32 columns of a block of 16 rows, in bytes.
@@ -31,7 +56,7 @@ constexpr int64_t code_bytes(Format format) {
   switch (format) {
     case Format::kLossless12:
       return 16 * 32 * 12 / 8;
-    case Format::kInt4:
+    case Format::kLevels4:
       return 16 * 32 * 4 / 8;
     case Format::kInt5:
       return 16 * 32 * 5 / 8;
@@ -71,7 +96,7 @@ struct Exception {
 ///                codes, and zeros of both signs and denormals. Others are exceptions. The number of row r and column
 ///                c is byte 64 (c / 4) + 16 (r / 4) + 8 (c / 2 % 2) + 2 (r % 4) + c % 2; byte j of the second 64 has
 ///                its nibble in the upper half of byte j.
-///   kIntN        steps of 4 columns: row by row 4 codes. kInt8: 64 bytes. Else low nibbles, two steps in 64 bytes, the
+///   the others   steps of 4 columns: row by row 4 codes. kInt8: 64 bytes. Else low nibbles, two steps in 64 bytes, the
 ///                first in the lower halves; then for 32 columns the higher bits: kInt5 64 bytes, bit i for step i;
 ///                kInt6 128 bytes, 2 bits for each of four steps. A group ends with its 16 scales.
 struct Packed {
@@ -103,7 +128,7 @@ uint8_t encode_lossless(const Bf16* const* rows,
                         std::vector<Exception>& exceptions,
                         uint32_t cell_index);
 
-/// Lays out codes (16, columns) of an kIntN format, each 0 .. 2^N - 1, and scales (16, columns / group), both row by
+/// Lays out codes (16, columns), each below code_count(format), and scales (16, columns / group), both row by
 /// row, as a cell.
 void encode_codes(
     Format format, const uint8_t* codes, const Bf16* scales, int64_t columns, uint8_t* cell);

@@ -64,7 +64,7 @@ void int_panel(const uint8_t* cell, int64_t columns, T* panel) {
         for (int step = 0; step < 8; ++step) {
           const PartU codes = codes_at<kFormat>(cell + i / 32 * code_bytes(kFormat) + p * kWidth, step);
           const auto value = [&](int byte) {
-            const auto code = std::bit_cast<PartI>((codes >> (8 * byte)) & 0xffU) - offset_of(kFormat);
+            const auto code = std::bit_cast<PartI>((codes >> (8 * byte)) & 0xffU) - code_zero(kFormat);
             return to_floats(code) * scale;
           };
           put_pair(panel, j + i + 4 * step, row, value(0), value(1));
@@ -102,8 +102,8 @@ void panel_of(const Packed& w, int64_t block, T* panel) {
         lossless_panel(cell, w.exponents[index], w.slice, part);
         patch_exceptions(w, index, part);
         break;
-      case Format::kInt4:
-        int_panel<Format::kInt4>(cell, w.slice, part);
+      case Format::kLevels4:
+        int_panel<Format::kLevels4>(cell, w.slice, part);
         break;
       case Format::kInt5:
         int_panel<Format::kInt5>(cell, w.slice, part);

@@ -139,20 +139,43 @@ GEMMA_TORCH_INLINE void lossless_cell(const uint8_t* cell, uint8_t base, int64_t
   }
 }
 
-// ---- kIntN
+// ---- codes
 
-constexpr int offset_of(Format format) {
-  return format == Format::kInt8 ? 128 : format == Format::kInt6 ? 32 : format == Format::kInt5 ? 16 : 8;
+// The levels whose indices are the bytes' lower halves; the upper ones are zeros.
+GEMMA_TORCH_INLINE PartU levels_of(PartU indices) {
+#if defined(__AVX512F__)
+  return std::bit_cast<PartU>(
+      _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_as<__m128i>(kLevels)), std::bit_cast<__m512i>(indices)));
+#elif defined(__AVX2__)
+  return std::bit_cast<PartU>(
+      _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_as<__m128i>(kLevels)), std::bit_cast<__m256i>(indices)));
+#elif defined(__aarch64__)
+  return std::bit_cast<PartU>(vqtbl1q_u8(vld1q_u8(kLevels), std::bit_cast<uint8x16_t>(indices)));
+#else
+  uint8_t bytes[kWidth];
+  std::memcpy(bytes, &indices, sizeof bytes);
+  for (auto& b : bytes) {
+    b = kLevels[b];
+  }
+  return load_as<PartU>(bytes);
+#endif
 }
 
-// The codes of step `i` of 32 columns (4 columns, a byte each) for a part of the rows. `p` points at the part's first
-// bytes.
+// What is multiplied (codes, or their levels) in step `i` of 32 columns (4 columns, a byte each) for a part of the rows.
+// `p` points at the part's first bytes.
 template <Format kFormat>
 GEMMA_TORCH_INLINE PartU codes_at(const uint8_t* p, int i) {
   if constexpr (kFormat == Format::kInt8) {
     return load_as<PartU>(p + 64 * i);
   }
   const auto two = load_as<PartU>(p + 64 * (i / 2));
+#if defined(__AVX512VBMI__)
+  if constexpr (kFormat == Format::kLevels4) {
+    // Looks at six bits of a byte; the table stands there four times.
+    const __m512i table = _mm512_broadcast_i32x4(load_as<__m128i>(kLevels));
+    return std::bit_cast<PartU>(_mm512_permutexvar_epi8(std::bit_cast<__m512i>(i % 2 == 0 ? two : two >> 4), table));
+  }
+#endif
   const PartU low = (i % 2 == 0 ? two : two >> 4) & 0x0f0f0f0fU;
   if constexpr (kFormat == Format::kInt5) {
     const auto high = load_as<PartU>(p + 256);
@@ -163,7 +186,12 @@ GEMMA_TORCH_INLINE PartU codes_at(const uint8_t* p, int i) {
     const int at = 2 * (i % 4);
     return low | ((at < 4 ? high << (4 - at) : high >> (at - 4)) & 0x30303030U);
   }
-  return low;
+  return levels_of(low);
+}
+
+// The largest that codes_at gives.
+constexpr int largest_of(Format format) {
+  return format == Format::kLevels4 ? kLevels[15] : code_count(format) - 1;
 }
 
 GEMMA_TORCH_INLINE int32_t four_bytes(const void* p) {
@@ -295,9 +323,9 @@ GEMMA_TORCH_INLINE PartI Dot<kLargest>::total(int offset, int32_t sum) const {
 }
 #endif
 
-// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kOffset) * value; code(part, step) gives the
+// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kZero) * value; code(part, step) gives the
 // codes.
-template <int kLargest, int kOffset, int kRows, typename Code>
+template <int kLargest, int kZero, int kRows, typename Code>
 GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64_t column, PartF (*sums)[kRows]) {
   constexpr int kAtOnce = parts_at_once(kRows);
   for (int p = 0; p < kParts; p += kAtOnce) {
@@ -319,7 +347,7 @@ GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64
     });
     for (int m = 0; m < kRows; ++m) {
       for (int i = 0; i < kAtOnce; ++i) {
-        sums[p + i][m] = to_floats(dots[i][m].total(kOffset, x[m].sums[column / 32]));
+        sums[p + i][m] = to_floats(dots[i][m].total(kZero, x[m].sums[column / 32]));
       }
     }
   }
@@ -330,7 +358,6 @@ template <Format kFormat, int kRows>
 GEMMA_TORCH_INLINE void int_cell(const uint8_t* cell, int64_t first, int64_t columns, const QuantizedRow* x,
                                  PartF (*y)[kRows]) {
   constexpr int64_t kGroup = group_columns(kFormat);
-  constexpr int kOffset = offset_of(kFormat);
   PartF acc[kParts][kRows] = {};
   for (int64_t j = 0; j < columns; j += kGroup) {
     PartF group[kParts][kRows] = {};
@@ -339,7 +366,7 @@ GEMMA_TORCH_INLINE void int_cell(const uint8_t* cell, int64_t first, int64_t col
       const auto code = [&](int part, int step) { return codes_at<kFormat>(cell + part * kWidth, step); };
       PartF sums[kParts][kRows];
       const int64_t column = first + j + i;
-      dot_codes<2 * kOffset - 1, kOffset, kRows>(code, x, column, sums);
+      dot_codes<largest_of(kFormat), code_zero(kFormat), kRows>(code, x, column, sums);
       for (int p = 0; p < kParts; ++p) {
         for (int m = 0; m < kRows; ++m) {
           // A product and a sum in one, by name: so a row comes out the same however many there are.
@@ -454,8 +481,8 @@ void product(const Packed& w, Range slices, Range blocks, const Rows& x, float* 
     case Format::kLossless12:
       product_any<Format::kLossless12>(w, slices, blocks, x, out);
       return add_exceptions(w, slices, blocks, x, out);
-    case Format::kInt4:
-      return product_any<Format::kInt4>(w, slices, blocks, x, out);
+    case Format::kLevels4:
+      return product_any<Format::kLevels4>(w, slices, blocks, x, out);
     case Format::kInt5:
       return product_any<Format::kInt5>(w, slices, blocks, x, out);
     case Format::kInt6:
