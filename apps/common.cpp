@@ -57,8 +57,7 @@ OnTheFly on_the_fly(const std::string& asked, const Pretrained& loaded, const st
     return OnTheFly::kNone;
   }
   if (!loaded.formats.empty()) {
-    const auto held = find_recipe(loaded.formats);
-    const auto name = held ? held->name : "mixed";
+    const auto name = recipe_name(loaded.formats);
     check(asked == name, "[quant] expected auto or {}, which {} holds, got {}", name, path, asked);
     return OnTheFly::kNone;
   }

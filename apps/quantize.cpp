@@ -2,13 +2,13 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <string_view>
 
 #include "common.h"
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/generate/generate.h"
 #include "gemma_torch/inspect/divergence.h"
+#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/quant/pack.h"
 #include "gemma_torch/quant/quantize.h"
 
@@ -20,7 +20,7 @@ using Texts = std::vector<std::vector<int64_t>>;
 constexpr int64_t kTokens = 512;  // of a text, the first of them BOS
 constexpr int64_t kTexts = 36;    // at most
 constexpr int64_t kHeldOut = 9;   // every ninth text is for the report
-constexpr int64_t kTogether = 6;  // texts that are sampled, or read, at once
+constexpr int64_t kTogether = 6;  // texts that are sampled at once
 
 struct QuantizeFlags {
   ModelOptions model;
@@ -120,6 +120,9 @@ void run_quantize(const QuantizeFlags& flags) {
   options.quant = "none";
   options.dtype = "bfloat16";
   auto loaded = load(options);
+  check(loaded.formats.empty(),
+        "[quantize] expected weights, got a folder that holds {}",
+        recipe_name(loaded.formats));
   const auto refusal = Pack::refusal(loaded.model);
   check(refusal.empty(), "[quantize] expected a model that fits the fused kernels: {}", refusal);
   catch_interrupt();
@@ -170,11 +173,11 @@ void add_quantize(CLI::App& app) {
       "quantize", "rounds a model's layers to fewer bits, into a folder that loads as it is");
   auto flags = std::make_shared<QuantizeFlags>();
   add_model_flag(*command, flags->model.model);
-  std::string modes = recipe_names();
   command
-      ->add_option("--quant",
-                   flags->model.quant,
-                   "one of " + modes + ": bits of most weights; the mixed ones are calibrated")
+      ->add_option(
+          "--quant",
+          flags->model.quant,
+          "one of " + recipe_names() + ": bits of most weights; the mixed ones are calibrated")
       ->required();
   command->add_option("-o,--out", flags->out, "the folder to make; new or empty")->required();
   command->add_option("--calibration",

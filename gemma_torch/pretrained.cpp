@@ -8,6 +8,7 @@
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/gguf.h"
 #include "gemma_torch/io/gguf_model.h"
+#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/io/safetensors.h"
 #include "gemma_torch/quant/quantize.h"
 #include "gemma_torch/text/model_proto.h"
@@ -238,12 +239,11 @@ void write_quantized(const std::string& source,
                      AtomicFolder& out) {
   const auto formats = packed_formats(loaded.model);
   check(!formats.empty(), "[quantize] expected a model that was rounded, got one that was not");
-  const auto recipe = find_recipe(formats);
   write_description(source,
                     loaded,
                     {{"quant_method", kQuantMethod},
                      {"layout", kLayout},
-                     {"mode", recipe ? recipe->name : "mixed"},
+                     {"mode", recipe_name(formats)},
                      {"formats", formats_to_json(formats)},
                      {"report", report}},
                     out);

@@ -6,12 +6,13 @@
 #include <vector>
 
 #include "gemma_torch/engine/sampling.h"
-#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/model/gemma3.h"
 #include "gemma_torch/quant/recipe.h"
 #include "gemma_torch/text/tokenizer.h"
 
 namespace gemma_torch {
+
+class AtomicFolder;  // io/hf_folder.h
 
 struct LoadOptions {
   c10::Device device = c10::kCPU;

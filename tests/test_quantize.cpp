@@ -7,6 +7,7 @@
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/engine/fused.h"
 #include "gemma_torch/inspect/divergence.h"
+#include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/io/safetensors.h"
 #include "gemma_torch/pretrained.h"
 #include "gemma_torch/quant/gptq.h"
@@ -194,8 +195,8 @@ TEST_CASE("a calibration holds the mean of x x^T", "[quantize]") {
     CAPTURE(projection);
     const auto& x = inputs.at(site);
     const auto want = at::matmul(x.t(), x) / 167;
-    CHECK(largest_difference(calibration.second_moment(2, projection), want) <
-          0.02 * want.abs().max().item<double>());
+    CHECK(largest_difference(calibration.second_moment(2, Calibration::input_of(projection)),
+                             want) < 0.02 * want.abs().max().item<double>());
   }
 }
 

@@ -96,9 +96,13 @@ void check_tied_head(TensorMap& tensors, const at::Tensor& embedding, const std:
   }
 }
 
+// Without ".weight".
+std::string stem(const std::string& name) {
+  return name.substr(0, name.rfind('.'));
+}
+
 // The projection's name in a layer, here and there: "W_query" -> {"att.W_query", "self_attn.q_proj"}.
 std::pair<std::string, std::string> layer_names(const std::string& projection) {
-  const auto stem = [](const char* name) { return std::string(name, std::strlen(name) - 7); };
   for (const auto& [ours, theirs] : kLayerNames) {
     if (stem(ours).ends_with("." + projection)) {
       return {stem(ours), stem(theirs)};
@@ -216,8 +220,8 @@ TensorMap hf_weights(const Gemma3Model& model) {
   }
   for (const auto& item : model->named_buffers()) {  // of packed modules
     const auto dot = item.key().rfind('.');
-    const auto weight = hf_name(item.key().substr(0, dot) + ".weight");
-    tensors.emplace(weight.substr(0, weight.size() - 7) + item.key().substr(dot), item.value());
+    const auto module = stem(hf_name(stem(item.key()) + ".weight"));
+    tensors.emplace(module + item.key().substr(dot), item.value());
   }
   return tensors;
 }

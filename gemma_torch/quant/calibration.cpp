@@ -35,13 +35,16 @@ void Calibration::add(const at::Tensor& ids) {
   tokens_ += ids.numel();
 }
 
-at::Tensor Calibration::second_moment(int64_t layer, const std::string& projection) const {
+size_t Calibration::input_of(const std::string& projection) {
+  return projection == "out_proj"                     ? 1
+         : projection == "fc1" || projection == "fc2" ? 2
+         : projection == "fc3"                        ? 3
+                                                      : 0;
+}
+
+at::Tensor Calibration::second_moment(int64_t layer, size_t input) const {
   check(tokens_ > 0, "[calibration] expected tokens, got none");
-  const size_t site = projection == "out_proj"                     ? 1
-                      : projection == "fc1" || projection == "fc2" ? 2
-                      : projection == "fc3"                        ? 3
-                                                                   : 0;
-  return sums_[static_cast<size_t>(layer)][site] / static_cast<double>(tokens_);
+  return sums_[static_cast<size_t>(layer)][input] / static_cast<double>(tokens_);
 }
 
 }  // namespace gemma_torch

@@ -18,8 +18,11 @@ class Calibration {
 
   int64_t tokens() const { return tokens_; }
 
-  /// (n, n) float32 of a projection of n inputs, named as in a block ("W_query").
-  at::Tensor second_moment(int64_t layer, const std::string& projection) const;
+  /// Which of a layer's four inputs a projection reads, named as in a block ("W_query").
+  static size_t input_of(const std::string& projection);
+
+  /// (n, n) float32 of such an input, of n numbers a token.
+  at::Tensor second_moment(int64_t layer, size_t input) const;
 
  private:
   // W_query, W_key, W_value; out_proj; fc1, fc2; fc3

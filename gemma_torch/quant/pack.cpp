@@ -23,11 +23,11 @@ using kernels::Packed;
 
 // One Linear, or two whose blocks come by turns.
 struct Pack::Source {
+  const char* name;  // of the first
   std::vector<LinearImpl*> parts;
-  bool sliced;
 
   int64_t columns() const { return parts[0]->in_features; }
-  int64_t slice() const { return sliced ? kSliceColumns : columns(); }
+  int64_t slice() const { return slice_of(name, columns()); }
   int64_t rows() const { return static_cast<int64_t>(parts.size()) * parts[0]->out_features; }
 };
 
@@ -48,15 +48,6 @@ Format format_of(const std::vector<LinearImpl*>& parts, Format asked) {
           "[pack] fc1 and fc2: expected one format, got two");
   }
   return format;
-}
-
-// The formats' name: that of the recipe, if they are one's.
-std::string name_of(const Formats& packed, Format asked) {
-  if (packed.empty()) {
-    return kernels::format_name(asked);
-  }
-  const auto recipe = find_recipe(packed);
-  return recipe ? recipe->name : "mixed";
 }
 
 // A scan that lies in a file is read again with every token: it is copied.
@@ -124,7 +115,8 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
   check(format == Format::kLossless12 || format == Format::kInt8,
         "[pack] format: expected lossless12 or int8, got {}",
         kernels::format_name(format));
-  format_ = name_of(packed_formats(model_), format);
+  const auto formats = packed_formats(model_);
+  format_ = formats.empty() ? kernels::format_name(format) : recipe_name(formats);
   const auto* scanned = dynamic_cast<const ScannedHeadImpl*>(model_->out_head.get());
   scan_ = scanned != nullptr ? on_large_pages(scanned->scan) : make_scan(model_);
   for (const auto& weight : {model_->tok_emb->weight, model_->out_head->weight}) {
@@ -137,12 +129,12 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
     auto& block = *module->as<TransformerBlockImpl>();
     auto& att = *block.att;
     auto& ff = *block.ff;
-    sources.push_back({{{att.W_query.get()}, false},
-                       {{att.W_key.get()}, false},
-                       {{att.W_value.get()}, false},
-                       {{att.out_proj.get()}, true},
-                       {{ff.fc1.get(), ff.fc2.get()}, false},
-                       {{ff.fc3.get()}, true}});
+    sources.push_back({{"W_query", {att.W_query.get()}},
+                       {"W_key", {att.W_key.get()}},
+                       {"W_value", {att.W_value.get()}},
+                       {"out_proj", {att.out_proj.get()}},
+                       {"fc1", {ff.fc1.get(), ff.fc2.get()}},
+                       {"fc3", {ff.fc3.get()}}});
     for (const auto& source : sources.back()) {
       const auto cells = source.rows() / kBlockRows * (source.columns() / source.slice());
       bytes += static_cast<size_t>(

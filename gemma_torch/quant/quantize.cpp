@@ -2,6 +2,8 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <utility>
+
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/quant/gptq.h"
 #include "gemma_torch/quant/packed_linear.h"
@@ -18,9 +20,10 @@ class Factors {
   explicit Factors(const Calibration& calibration) : calibration_(calibration) {}
 
   const at::Tensor& of(int64_t layer, const std::string& projection) {
-    const bool again = projection == "W_key" || projection == "W_value" || projection == "fc2";
-    if (!again) {
-      factor_ = inverse_factor(calibration_.second_moment(layer, projection));
+    const std::pair now{layer, Calibration::input_of(projection)};
+    if (!factor_.defined() || now != made_for_) {
+      factor_ = inverse_factor(calibration_.second_moment(now.first, now.second));
+      made_for_ = now;
     }
     return factor_;
   }
@@ -28,6 +31,7 @@ class Factors {
  private:
   const Calibration& calibration_;
   at::Tensor factor_;
+  std::pair<int64_t, size_t> made_for_;
 };
 
 }  // namespace

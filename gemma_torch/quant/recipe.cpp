@@ -1,7 +1,5 @@
 #include "gemma_torch/quant/recipe.h"
 
-#include <algorithm>
-
 namespace gemma_torch {
 namespace {
 
@@ -19,12 +17,6 @@ Recipe make(const char* name, Format query, Format key, Format value, Format oth
           others != Format::kInt8};
 }
 
-template <typename Matches>
-std::optional<Recipe> find(const Matches& matches) {
-  const auto at = std::find_if(recipes().begin(), recipes().end(), matches);
-  return at != recipes().end() ? std::optional<Recipe>(*at) : std::nullopt;
-}
-
 }  // namespace
 
 const std::vector<Recipe>& recipes() {
@@ -37,11 +29,21 @@ const std::vector<Recipe>& recipes() {
 }
 
 std::optional<Recipe> find_recipe(const std::string& name) {
-  return find([&](const Recipe& recipe) { return recipe.name == name; });
+  for (const auto& recipe : recipes()) {
+    if (recipe.name == name) {
+      return recipe;
+    }
+  }
+  return std::nullopt;
 }
 
-std::optional<Recipe> find_recipe(const Formats& formats) {
-  return find([&](const Recipe& recipe) { return recipe.formats == formats; });
+std::string recipe_name(const Formats& formats) {
+  for (const auto& recipe : recipes()) {
+    if (recipe.formats == formats) {
+      return recipe.name;
+    }
+  }
+  return "mixed";
 }
 
 std::string recipe_names() {

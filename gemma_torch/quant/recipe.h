@@ -23,9 +23,11 @@ struct Recipe {
 /// one head of each serves all queries, and they are 5 % of the weights.
 const std::vector<Recipe>& recipes();
 
-/// Nothing where there is none of the name, or of the formats.
+/// Nothing where there is none of the name.
 std::optional<Recipe> find_recipe(const std::string& name);
-std::optional<Recipe> find_recipe(const Formats& formats);
+
+/// The name of the recipe with these formats; "mixed" where there is none.
+std::string recipe_name(const Formats& formats);
 
 /// "int8, mixed6, .."
 std::string recipe_names();
