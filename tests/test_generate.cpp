@@ -28,10 +28,13 @@ class CountingEngine : public Engine {
   std::vector<int64_t> lengths;  // of each append
 
  private:
-  void do_append(const at::Tensor& ids) override {
-    last = ids.select(1, ids.size(1) - 1);
-    lengths.push_back(ids.size(1));
-    position_ += ids.size(1);
+  void do_append(const int64_t* ids, int64_t T) override {
+    last = at::empty({batch()}, at::kLong);
+    for (int64_t row = 0; row < batch(); ++row) {
+      last[row] = ids[(row + 1) * T - 1];
+    }
+    lengths.push_back(T);
+    position_ += T;
   }
   void do_rewind(int64_t position) override { position_ = position; }
   void do_reset(const at::Tensor& padding) override {
@@ -112,10 +115,10 @@ TEST_CASE("a turn appends only its own tokens and the one left over", "[generate
 TEST_CASE("a repetition penalty reaches tokens past the k best", "[generate][sampling]") {
   CountingEngine engine;  // logit 1 for the token after the last, 0 for the 19 others
   engine.append(std::vector<int64_t>{5, 6});
-  CHECK(candidates(engine, 0, {.temperature = 0}).size() == 1);
-  const auto found = candidates(engine, 0, {.temperature = 1, .top_k = 2, .repetition_penalty = 4});
+  CHECK(engine.candidates(0, {.temperature = 0}).size() == 1);
+  const auto found = engine.candidates(0, {.temperature = 1, .top_k = 2, .repetition_penalty = 4});
   CHECK(found.size() == 20);  // the second best has 18 equals, which all stay
   CHECK(found[0].id == 7);
   engine.append(std::vector<int64_t>{7, 6});  // now 7 is in the sequence
-  CHECK(candidates(engine, 0, {.temperature = 0, .repetition_penalty = 4})[0].logit == 0.25F);
+  CHECK(engine.candidates(0, {.temperature = 0, .repetition_penalty = 4})[0].logit == 0.25F);
 }

@@ -33,11 +33,10 @@ class RecordingEngine : public Engine {
   int64_t last_length = 0;
 
  private:
-  void do_append(const at::Tensor& ids) override {
-    const auto* data = ids.const_data_ptr<int64_t>();
-    windows.back().insert(windows.back().end(), data, data + ids.numel());
-    last_length = ids.size(1);
-    position_ += last_length;
+  void do_append(const int64_t* ids, int64_t T) override {
+    windows.back().insert(windows.back().end(), ids, ids + T);
+    last_length = T;
+    position_ += T;
   }
   void do_rewind(int64_t position) override { position_ = position; }
   void do_reset(const at::Tensor&) override {

@@ -17,7 +17,7 @@ std::vector<Candidate> sorted(const std::vector<float>& logits) {
   for (size_t i = 0; i < logits.size(); ++i) {
     all.push_back({static_cast<int64_t>(i), logits[i]});
   }
-  apply_repetition_penalty(all, {}, 1.0);  // sorts
+  apply_repetition_penalty(all, TokenSet(), 1.0);  // sorts
   return all;
 }
 
@@ -33,8 +33,10 @@ TEST_CASE("filters leave what transformers' processors leave", "[sampling][golde
                       .top_p = item.value("top_p", 1.0),
                       .min_p = item.value("min_p", 0.0),
                       .repetition_penalty = item.value("repetition_penalty", 1.0)};
-    apply_repetition_penalty(candidates, item["history"], sampling.repetition_penalty);
-    const auto shares = filter(candidates, sampling);
+    const TokenSet seen(item["history"].get<std::vector<int64_t>>());
+    apply_repetition_penalty(candidates, seen, sampling.repetition_penalty);
+    std::vector<double> shares;
+    filter(candidates, sampling, shares);
     const std::vector<int64_t> ids = item["ids"];
     const std::vector<double> probabilities = item["probabilities"];
     REQUIRE(shares.size() == ids.size());
@@ -53,12 +55,13 @@ TEST_CASE("filters leave what transformers' processors leave", "[sampling][golde
 TEST_CASE("draws follow the filtered probabilities", "[sampling]") {
   const auto candidates = sorted({1.0F, 3.0F, 2.0F, -4.0F});
   const Sampling sampling{.temperature = 0.8, .top_k = 3};
-  const auto shares = filter(candidates, sampling);
+  std::vector<double> shares;
+  filter(candidates, sampling, shares);
   std::mt19937_64 random(7);
   std::map<int64_t, int> counts;
   const int draws = 40'000;
   for (int i = 0; i < draws; ++i) {
-    ++counts[draw(candidates, sampling, random)];
+    ++counts[draw(candidates, sampling, random, shares)];
   }
   for (size_t i = 0; i < shares.size(); ++i) {
     CHECK(counts[candidates[i].id] / static_cast<double>(draws) == Approx(shares[i]).margin(0.01));
@@ -68,7 +71,8 @@ TEST_CASE("draws follow the filtered probabilities", "[sampling]") {
 
 TEST_CASE("temperature 0 is the best candidate, the lower id of equals", "[sampling]") {
   std::mt19937_64 random(1);
-  CHECK(draw(sorted({1.0F, 5.0F, 5.0F}), {.temperature = 0}, random) == 1);
+  std::vector<double> shares;
+  CHECK(draw(sorted({1.0F, 5.0F, 5.0F}), {.temperature = 0}, random, shares) == 1);
 }
 
 TEST_CASE("sampling values out of range are named", "[sampling]") {

@@ -34,12 +34,13 @@ EagerEngine::EagerEngine(Gemma3Model model, const EngineOptions& options)
       cache_(model_->cfg, cache_options(model_, options)),
       probe_(options.probe) {}
 
-void EagerEngine::do_append(const at::Tensor& ids) {
+void EagerEngine::do_append(const int64_t* given, int64_t T) {
   const c10::InferenceMode inference;
+  const auto ids = at::from_blob(const_cast<int64_t*>(given), {batch(), T}, at::kLong);
   forget_last();
   std::vector<at::Tensor> parts;
-  for (int64_t start = 0; start < ids.size(1); start += cache_.options().chunk) {
-    const auto length = std::min(cache_.options().chunk, ids.size(1) - start);
+  for (int64_t start = 0; start < T; start += cache_.options().chunk) {
+    const auto length = std::min(cache_.options().chunk, T - start);
     const auto part = ids.narrow(/*dim=*/1, start, length).to(cache_.options().device);
     parts.push_back(model_->hidden(part, &cache_, probe_));
   }

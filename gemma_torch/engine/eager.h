@@ -16,7 +16,7 @@ class EagerEngine : public Engine {
   const KvCache& cache() const { return cache_; }
 
  private:
-  void do_append(const at::Tensor& ids) override;
+  void do_append(const int64_t* ids, int64_t T) override;
   void do_rewind(int64_t position) override;
   void do_reset(const at::Tensor& first) override;
   void do_copy_from(const Engine& other) override;

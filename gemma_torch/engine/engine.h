@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,10 @@ class Engine {
   virtual at::Tensor logits(Rows rows) = 0;
 
   /// The k best of the last position; exactly those of logits(Rows::kLast).
-  virtual TopK top(int64_t k);
+  TopK top(int64_t k);
+
+  /// What `sampling` can choose from in one row, best first, the repetition penalty applied. Holds until the next call.
+  const std::vector<Candidate>& candidates(int64_t row, const Sampling& sampling);
 
   /// Natural logarithm of the probability of targets (B, T), one for each token of the last append: (B, T) float32
   /// on the CPU, without a (T, V) tensor.
@@ -96,20 +100,26 @@ class Engine {
  protected:
   Engine(int64_t batch, int64_t capacity, int64_t vocab_size);
 
+  // The k best of each row, (B, k), k at most V. By default from all logits.
+  virtual void do_top(int64_t k, std::vector<Candidate>& best);
+
  private:
-  virtual void do_append(
-      const at::Tensor& ids) = 0;  // checked: (B, T) int64 on the CPU, T >= 1, fits
+  virtual void do_append(const int64_t* ids, int64_t T) = 0;  // checked: (B, T), T >= 1, fits
   virtual void do_rewind(int64_t position) = 0;
   virtual void do_reset(const at::Tensor& first) = 0;  // checked: (B) int64, or undefined
   virtual void do_copy_from(const Engine& other) = 0;
 
+  void append_rows(const int64_t* ids, int64_t T);
+  std::span<const Candidate> best(int64_t k, int64_t row);
+
   int64_t batch_, capacity_, vocab_size_;
   std::vector<std::vector<int64_t>> history_;  // B of them
   std::vector<int64_t> padding_;               // B
+  std::vector<Candidate> best_;                // (B, best_k_) of the last position
+  int64_t best_k_ = 0;                         // 0: not known
+  std::vector<Candidate> candidates_;
+  TokenSet seen_;
 };
-
-/// The candidates that `sampling` can choose from in one row, best first, the repetition penalty applied.
-std::vector<Candidate> candidates(Engine& engine, int64_t row, const Sampling& sampling);
 
 enum class EngineKind { kAuto, kEager, kFused };
 

@@ -142,20 +142,17 @@ void FusedEngine::fill_angles(const Pass& pass) {
   });
 }
 
-void FusedEngine::do_append(const at::Tensor& ids) {
+void FusedEngine::do_append(const int64_t* ids, int64_t total) {
   ensure_current();
-  const auto total = ids.size(1);
   const auto E = model_->cfg.emb_dim;
   hidden_tokens_ = 0;
   last_.clear();
   last_logits_ = at::Tensor();
-  best_ = {};
   hidden_.resize(static_cast<size_t>(batch() * total * E));
   const auto most = std::max<int64_t>(1, options_.chunk / batch());
   std::vector<float> part;  // of several rows, in parts: (B, T, E) to be put in place
   for (int64_t start = 0; start < total; start += most) {
-    const Pass pass{
-        ids.const_data_ptr<int64_t>() + start, total, std::min(most, total - start), position()};
+    const Pass pass{ids + start, total, std::min(most, total - start), position()};
     const bool whole = batch() == 1 || pass.T == total;
     if (!whole) {
       part.resize(static_cast<size_t>(batch() * pass.T * E));
@@ -175,13 +172,11 @@ void FusedEngine::do_append(const at::Tensor& ids) {
 void FusedEngine::do_rewind(int64_t position) {
   cache_.rewind(position);
   hidden_tokens_ = 0;
-  best_ = {};
 }
 
 void FusedEngine::do_reset(const at::Tensor& first) {
   cache_.reset(first);
   hidden_tokens_ = 0;
-  best_ = {};
   for (int64_t b = 0; b < batch(); ++b) {
     first_[static_cast<size_t>(b)] = first.defined() ? first[b].item<int64_t>() : 0;
   }
@@ -196,8 +191,6 @@ void FusedEngine::do_copy_from(const Engine& other) {
   hidden_tokens_ = fused->hidden_tokens_;
   last_ = fused->last_;
   last_logits_ = fused->last_logits_;
-  best_ = fused->best_;
-  best_k_ = fused->best_k_;
 }
 
 EngineReport FusedEngine::report(int64_t depth) const {

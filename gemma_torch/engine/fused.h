@@ -20,7 +20,6 @@ class FusedEngine : public Engine {
   ~FusedEngine() override;
 
   at::Tensor logits(Rows rows) override;
-  TopK top(int64_t k) override;
   at::Tensor log_prob(const at::Tensor& targets) override;
   int64_t position() const override { return cache_.position(); }
   EngineReport report(int64_t depth) const override;
@@ -31,7 +30,8 @@ class FusedEngine : public Engine {
   int64_t survivors() const { return survivors_; }
 
  private:
-  void do_append(const at::Tensor& ids) override;
+  void do_append(const int64_t* ids, int64_t T) override;
+  void do_top(int64_t k, std::vector<Candidate>& best) override;
   void do_rewind(int64_t position) override;
   void do_reset(const at::Tensor& first) override;
   void do_copy_from(const Engine& other) override;
@@ -96,10 +96,10 @@ class FusedEngine : public Engine {
   // fused_head.cpp
   struct TopState;
   void normalize_last();
-  void prepare_top(int64_t k);
+  TopState& prepare_top(int64_t k);
   void scan_share(int i);
   bool score_share(size_t b, int i);
-  bool scan_top(int64_t k, TopK& best);
+  bool scan_top(int64_t k, std::vector<Candidate>& best);
   void full_logits(const float* x, float* y);
 
   EngineOptions options_;
@@ -120,8 +120,6 @@ class FusedEngine : public Engine {
   int64_t hidden_tokens_ = 0;  // T; 0 after reset and rewind
   std::vector<float> last_;    // (B, E) after final_norm; empty until asked for
   at::Tensor last_logits_;
-  TopK best_;  // of the last top(), while it holds
-  int64_t best_k_ = 0;
   int64_t survivors_ = 0;
 };
 

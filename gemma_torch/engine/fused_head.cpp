@@ -40,34 +40,41 @@ void FusedEngine::normalize_last() {
   }
 }
 
-void FusedEngine::prepare_top(int64_t k) {
-  if (top_ != nullptr && top_->k == k) {
-    return;
-  }
-  top_ = std::make_unique<TopState>();
-  auto& s = *top_;
-  s.k = k;
+FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   const auto scan = pack_->scan();
   const auto blocks = scan.rows / kBlockRows;
   const auto threads = static_cast<size_t>(team_.size());
-  for (int64_t b = 0; b < batch(); ++b) {
-    s.inputs.emplace_back(1, model_->cfg.emb_dim);
-    s.bounds.push_back({s.inputs.back().views()[0], 0, 0, 0});
-    s.upper.emplace_back(static_cast<size_t>(scan.rows));
-    s.block_upper.emplace_back(static_cast<size_t>(blocks));
+  if (top_ == nullptr) {
+    top_ = std::make_unique<TopState>();
+    auto& s = *top_;
+    for (int64_t b = 0; b < batch(); ++b) {
+      s.inputs.emplace_back(1, model_->cfg.emb_dim);
+      s.bounds.push_back({s.inputs.back().views()[0], 0, 0, 0});
+      s.upper.emplace_back(static_cast<size_t>(scan.rows));
+      s.block_upper.emplace_back(static_cast<size_t>(blocks));
+    }
+    s.permuted.resize(static_cast<size_t>(model_->cfg.emb_dim));
+    s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch())));
+    s.most_rows = static_cast<size_t>(scan.rows / 4);
+    s.threads.resize(threads);
+    for (auto& thread : s.threads) {
+      thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
+      thread.rows.reserve(s.most_rows);
+      thread.scores.reserve(s.most_rows);
+      thread.scored.reserve(s.most_rows);
+    }
   }
-  s.permuted.resize(static_cast<size_t>(model_->cfg.emb_dim));
+  auto& s = *top_;
+  s.k = k;
   // More than k rows, so that the k-th best of them is seldom far from the k-th best of all.
-  const auto likely = static_cast<size_t>(k + 16);
-  s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch()), Best(likely)));
-  s.threads.resize(threads);
-  for (auto& thread : s.threads) {
-    thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
-    thread.rows.reserve(static_cast<size_t>(scan.rows / 4));
-    thread.scores.reserve(thread.rows.capacity());
-    thread.scored.reserve(thread.rows.capacity() + likely);
+  s.likely_rows = static_cast<size_t>(k + 16);
+  for (auto& of_rows : s.likely) {
+    for (auto& best : of_rows) {
+      best.restart(s.likely_rows);
+    }
   }
-  s.first_scores.resize(threads * likely);
+  s.first_scores.resize(threads * s.likely_rows);
+  return s;
 }
 
 // One thread's part of the scan, and the rows in it that look best.
@@ -75,9 +82,6 @@ void FusedEngine::scan_share(int i) {
   auto& s = *top_;
   const auto head = pack_->scan();
   const auto share = team_.share(head.rows / kBlockRows, i);
-  for (auto& best : s.likely[static_cast<size_t>(i)]) {
-    best.clear();
-  }
   for (int64_t begin = share.begin; begin < share.end; begin += kScanPart) {
     const Range part{begin, std::min(begin + kScanPart, share.end)};
     for (size_t b = 0; b < s.bounds.size(); ++b) {
@@ -89,7 +93,7 @@ void FusedEngine::scan_share(int i) {
         for (int64_t r = 0; block_upper[block] > best.bar() && r < kBlockRows; ++r) {
           const auto row = block * kBlockRows + r;
           if (upper[row] > best.bar() && row < vocab_size()) {
-            best.push({upper[row], static_cast<int32_t>(row)});
+            best.push({row, upper[row]});
           }
         }
       }
@@ -116,25 +120,24 @@ bool FusedEngine::score_share(size_t b, int i) {
                      E,
                      own.scores.data());
     for (size_t n = 0; n < own.rows.size(); ++n) {
-      own.scored.push_back({own.scores[n], own.rows[n]});
+      own.scored.push_back({own.rows[n], own.scores[n]});
     }
   };
   own.rows.clear();
   own.scored.clear();
   for (const auto& likely : s.likely[static_cast<size_t>(i)][b].all()) {
-    own.rows.push_back(likely.id);
+    own.rows.push_back(static_cast<int32_t>(likely.id));
     upper[likely.id] = kNone;  // done with
   }
   score();
-  const auto places = s.first_scores.size() / s.threads.size();
-  float* const mine = s.first_scores.data() + static_cast<size_t>(i) * places;
-  std::fill_n(mine, places, kNone);
+  float* const mine = s.first_scores.data() + static_cast<size_t>(i) * s.likely_rows;
+  std::fill_n(mine, s.likely_rows, kNone);
   std::copy(own.scores.begin(), own.scores.end(), mine);
   team_.barrier();
   // Every thread finds the same bar.
   auto& sorted = own.scores;
   sorted.assign(s.first_scores.begin(), s.first_scores.end());
-  const auto kth = sorted.begin() + std::min(s.k, vocab_size()) - 1;
+  const auto kth = sorted.begin() + s.k - 1;
   std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
   const float bar = *kth;
   const auto share = team_.share(head.rows / kBlockRows, i);
@@ -145,7 +148,7 @@ bool FusedEngine::score_share(size_t b, int i) {
     const int64_t first = own.blocks[static_cast<size_t>(n)] * kBlockRows;
     for (int64_t row = first; row < std::min(first + kBlockRows, vocab_size()); ++row) {
       if (upper[row] >= bar) {
-        if (own.rows.size() == own.rows.capacity()) {
+        if (own.rows.size() == s.most_rows) {
           return false;  // too many: the full head reads them faster, in order
         }
         own.rows.push_back(static_cast<int32_t>(row));
@@ -156,9 +159,8 @@ bool FusedEngine::score_share(size_t b, int i) {
   return true;
 }
 
-bool FusedEngine::scan_top(int64_t k, TopK& best) {
-  prepare_top(k);
-  auto& s = *top_;
+bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {
+  auto& s = prepare_top(k);
   const auto head = pack_->scan();
   const auto E = model_->cfg.emb_dim;
   for (size_t b = 0; b < s.bounds.size(); ++b) {
@@ -169,11 +171,9 @@ bool FusedEngine::scan_top(int64_t k, TopK& best) {
     kernel_.quantize(s.permuted.data(), E, s.bounds[b].x);
     kernels::bound_scan(head, s.permuted.data(), s.bounds[b]);
   }
-  survivors_ = 0;
   team_.run([&](int i) { scan_share(i); });
   clock_.lap("head: scan");
-  const auto places = std::min(k, vocab_size());
-  best = {at::empty({batch(), places}, at::kLong), at::empty({batch(), places}, at::kFloat)};
+  best.clear();
   for (size_t b = 0; b < s.bounds.size(); ++b) {
     std::atomic<bool> complete{true};
     team_.run([&](int i) {
@@ -190,32 +190,23 @@ bool FusedEngine::scan_top(int64_t k, TopK& best) {
       s.merged.insert(s.merged.end(), thread.scored.begin(), thread.scored.end());
     }
     survivors_ += static_cast<int64_t>(s.merged.size());
-    std::partial_sort(s.merged.begin(), s.merged.begin() + places, s.merged.end(), is_better);
-    for (int64_t n = 0; n < places; ++n) {
-      const auto at = static_cast<int64_t>(b) * places + n;
-      best.ids.mutable_data_ptr<int64_t>()[at] = s.merged[static_cast<size_t>(n)].id;
-      best.logits.mutable_data_ptr<float>()[at] = s.merged[static_cast<size_t>(n)].score;
-    }
+    std::partial_sort(s.merged.begin(), s.merged.begin() + k, s.merged.end(), is_better);
+    best.insert(best.end(), s.merged.begin(), s.merged.begin() + k);
   }
   clock_.lap("head: rows scored exactly");
   return true;
 }
 
-TopK FusedEngine::top(int64_t k) {
-  check(k >= 1, "[top] k: expected at least 1, got {}", k);
+void FusedEngine::do_top(int64_t k, std::vector<Candidate>& best) {
   // Beyond some thousands, survivors are so many that the full head is no slower.
   constexpr int64_t kMostScanned = 4096;
-  if (best_.ids.defined() && best_k_ == k) {
-    return best_;  // each row of a batch asks
-  }
+  survivors_ = 0;
   clock_.start();
   normalize_last();
-  if (!options_.fused.two_stage_head || last_logits_.defined() ||
-      k > std::min(kMostScanned, vocab_size()) || !scan_top(k, best_)) {
-    best_ = Engine::top(k);
+  if (!options_.fused.two_stage_head || last_logits_.defined() || k > kMostScanned ||
+      !scan_top(k, best)) {
+    Engine::do_top(k, best);
   }
-  best_k_ = k;
-  return best_;
 }
 
 void FusedEngine::full_logits(const float* x, float* y) {

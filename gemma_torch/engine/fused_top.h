@@ -10,21 +10,16 @@ namespace gemma_torch {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-struct Scored {
-  float score;
-  int32_t id;
-};
-
-inline bool is_better(const Scored& a, const Scored& b) {
-  return a.score != b.score ? a.score > b.score : a.id < b.id;
-}
-
 // The n best of what was pushed; `front` is the worst of them.
 class Best {
  public:
-  explicit Best(size_t n) : n_(n) { heap_.reserve(n); }
-  float bar() const { return heap_.size() < n_ ? kNone : heap_.front().score; }
-  void push(const Scored& scored) {
+  void restart(size_t n) {
+    n_ = n;
+    heap_.clear();
+    heap_.reserve(n);
+  }
+  float bar() const { return heap_.size() < n_ ? kNone : heap_.front().logit; }
+  void push(const Candidate& scored) {
     if (heap_.size() == n_) {
       std::pop_heap(heap_.begin(), heap_.end(), is_better);
       heap_.pop_back();
@@ -32,12 +27,11 @@ class Best {
     heap_.push_back(scored);
     std::push_heap(heap_.begin(), heap_.end(), is_better);
   }
-  const std::vector<Scored>& all() const { return heap_; }
-  void clear() { heap_.clear(); }
+  const std::vector<Candidate>& all() const { return heap_; }
 
  private:
-  size_t n_;
-  std::vector<Scored> heap_;
+  size_t n_ = 0;
+  std::vector<Candidate> heap_;
 };
 
 /// What top(k) keeps from call to call, so that none allocates.
@@ -51,12 +45,14 @@ struct FusedEngine::TopState {
   struct PerThread {
     std::vector<int32_t> blocks, rows;
     std::vector<float> scores;
-    std::vector<Scored> scored;
+    std::vector<Candidate> scored;
   };
   std::vector<PerThread> threads;
-  std::vector<float> first_scores;
-  std::vector<Scored> merged;
-  int64_t k = 0;
+  std::vector<float> first_scores;  // (threads, likely_rows)
+  std::vector<Candidate> merged;
+  size_t most_rows = 0;    // that one thread scores exactly
+  int64_t k = 0;           // of this call
+  size_t likely_rows = 0;  // of this call: rows that a thread scores first
 };
 
 }  // namespace gemma_torch

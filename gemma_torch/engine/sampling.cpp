@@ -2,22 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_set>
 
 #include "gemma_torch/base/error.h"
 
 namespace gemma_torch {
 namespace {
 
-bool better(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
-
 // Shares of the first `count` candidates, most likely first.
-std::vector<double> softmax(const std::vector<Candidate>& candidates,
-                            size_t count,
-                            double temperature) {
-  std::vector<double> shares(count);
+void softmax(const std::vector<Candidate>& candidates,
+             size_t count,
+             double temperature,
+             std::vector<double>& shares) {
+  shares.resize(count);
   double sum = 0;
   for (size_t i = 0; i < count; ++i) {
     shares[i] =
@@ -27,7 +23,6 @@ std::vector<double> softmax(const std::vector<Candidate>& candidates,
   for (auto& share : shares) {
     share /= sum;
   }
-  return shares;
 }
 
 void renormalize(std::vector<double>& shares, size_t count) {
@@ -55,30 +50,49 @@ void check_sampling(const Sampling& s) {
         s.repetition_penalty);
 }
 
+void TokenSet::assign(const std::vector<int64_t>& ids) {
+  for (const auto id : ids_) {
+    marks_[static_cast<size_t>(id)] = false;
+  }
+  ids_.clear();
+  for (const auto id : ids) {
+    const auto at = static_cast<size_t>(id);
+    if (at >= marks_.size()) {
+      marks_.resize(at + 1);
+    }
+    if (!marks_[at]) {
+      marks_[at] = true;
+      ids_.push_back(id);
+    }
+  }
+}
+
 void apply_repetition_penalty(std::vector<Candidate>& candidates,
-                              const std::vector<int64_t>& history,
+                              const TokenSet& seen,
                               double penalty) {
-  const std::unordered_set<int64_t> seen(history.begin(), history.end());
   const auto factor = static_cast<float>(penalty);
   for (auto& candidate : candidates) {
     if (seen.contains(candidate.id)) {
       candidate.logit = candidate.logit < 0 ? candidate.logit * factor : candidate.logit / factor;
     }
   }
-  std::sort(candidates.begin(), candidates.end(), better);
+  std::sort(candidates.begin(), candidates.end(), is_better);
 }
 
-std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampling& s) {
+void filter(const std::vector<Candidate>& candidates,
+            const Sampling& s,
+            std::vector<double>& shares) {
   check(!candidates.empty(), "[sampling] expected at least one candidate, got none");
   if (s.temperature == 0) {
-    return {1.0};
+    shares.assign(1, 1.0);
+    return;
   }
   size_t k =
       s.top_k > 0 ? std::min(static_cast<size_t>(s.top_k), candidates.size()) : candidates.size();
   while (k < candidates.size() && candidates[k].logit == candidates[k - 1].logit) {
     ++k;  // equals of the k-th stay
   }
-  auto shares = softmax(candidates, k, s.temperature);
+  softmax(candidates, k, s.temperature, shares);
   if (s.top_p < 1) {
     size_t count = 0;
     for (double before = 0; count < shares.size() && (count == 0 || before < s.top_p); ++count) {
@@ -92,11 +106,13 @@ std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampl
         std::find_if(shares.begin(), shares.end(), [&](double p) { return p < least; });
     renormalize(shares, static_cast<size_t>(end - shares.begin()));
   }
-  return shares;
 }
 
-int64_t draw(const std::vector<Candidate>& candidates, const Sampling& s, std::mt19937_64& random) {
-  const auto shares = filter(candidates, s);
+int64_t draw(const std::vector<Candidate>& candidates,
+             const Sampling& s,
+             std::mt19937_64& random,
+             std::vector<double>& shares) {
+  filter(candidates, s, shares);
   if (shares.size() == 1) {
     return candidates[0].id;
   }

@@ -27,19 +27,42 @@ struct Candidate {
   float logit = 0.0F;
 };
 
-/// Lowers the logits of `history`'s tokens among the candidates by `penalty`, and restores the order (best first,
-/// the lower id of equals first).
+/// The better of two is the one with the larger logit, of equals that with the lower id.
+inline bool is_better(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+}
+
+/// A set of token ids whose memory is kept for the next ones.
+class TokenSet {
+ public:
+  TokenSet() = default;
+  explicit TokenSet(const std::vector<int64_t>& ids) { assign(ids); }
+  void assign(const std::vector<int64_t>& ids);
+  bool contains(int64_t id) const {
+    return static_cast<size_t>(id) < marks_.size() && marks_[static_cast<size_t>(id)];
+  }
+  int64_t size() const { return static_cast<int64_t>(ids_.size()); }
+
+ private:
+  std::vector<int64_t> ids_;  // each once
+  std::vector<bool> marks_;   // (the largest id so far + 1)
+};
+
+/// Lowers the logits of `seen` tokens among the candidates by `penalty`, and restores the order, best first.
 void apply_repetition_penalty(std::vector<Candidate>& candidates,
-                              const std::vector<int64_t>& history,
+                              const TokenSet& seen,
                               double penalty);
 
 /// What temperature, top-k, top-p and min-p leave of candidates that are sorted best first: their probabilities,
 /// for the first so many of them. Equals of the k-th most likely stay, as in transformers.
-std::vector<double> filter(const std::vector<Candidate>& candidates, const Sampling& sampling);
+void filter(const std::vector<Candidate>& candidates,
+            const Sampling& sampling,
+            std::vector<double>& probabilities);
 
-/// A token drawn with the probabilities that filter() leaves.
+/// A token drawn with the probabilities that filter() leaves, which are kept in `probabilities`.
 int64_t draw(const std::vector<Candidate>& candidates,
              const Sampling& sampling,
-             std::mt19937_64& random);
+             std::mt19937_64& random,
+             std::vector<double>& probabilities);
 
 }  // namespace gemma_torch

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/base/tensor_map.h"
 
 namespace gemma_torch {
@@ -22,12 +23,8 @@ int64_t rounded_up(int64_t length, int64_t most) {
 
 }  // namespace
 
-LayerCache::LayerCache(const Gemma3Config& cfg,
-                       int64_t batch,
-                       int64_t slots,
-                       const at::TensorOptions& options)
-    : keys(at::zeros({batch, cfg.n_kv_groups, slots, cfg.head_dim}, options)),
-      values(at::zeros({batch, cfg.n_kv_groups, slots, cfg.head_dim}, options)) {}
+LayerCache::LayerCache(at::Tensor given_keys, at::Tensor given_values)
+    : keys(std::move(given_keys)), values(std::move(given_values)) {}
 
 std::pair<at::Tensor, at::Tensor> LayerCache::update(const at::Tensor& k,
                                                      const at::Tensor& v,
@@ -52,9 +49,26 @@ KvCache::KvCache(const Gemma3Config& cfg, const KvCacheOptions& options)
   const auto index = at::TensorOptions(at::kLong).device(options.device);
   global_positions_ = at::full({options.capacity + 1}, -1, index);
   local_positions_ = at::full({ring_ + 1}, -1, index);
+  const auto slots_of = [&](LayerType type) {
+    return (type == LayerType::kFullAttention ? options.capacity : ring_) + 1;
+  };
+  const auto row = options.batch * cfg_.n_kv_groups * cfg_.head_dim;
+  int64_t total = 0;
   for (const auto type : cfg_.layer_types) {
-    const auto slots = type == LayerType::kFullAttention ? options.capacity : ring_;
-    layers_.emplace_back(cfg_, options.batch, slots + 1, kv);
+    total += 2 * row * slots_of(type);
+  }
+  // One piece for all layers: on large pages it has few of them, and no remainder in each layer.
+  const auto all = options.device.is_cpu() ? zeros_on_large_pages({total}, options.dtype)
+                                           : at::zeros({total}, kv);
+  int64_t used = 0;
+  const auto next = [&](int64_t slots) {
+    const auto piece = all.narrow(/*dim=*/0, used, row * slots);
+    used += row * slots;
+    return piece.view({options.batch, cfg_.n_kv_groups, slots, cfg_.head_dim});
+  };
+  for (const auto type : cfg_.layer_types) {
+    const auto keys = next(slots_of(type));
+    layers_.emplace_back(keys, next(slots_of(type)));
   }
 }
 

@@ -25,10 +25,7 @@ struct Placement {
 /// Keys and values of one layer, preallocated: (B, G, slots, D).
 class LayerCache {
  public:
-  LayerCache(const Gemma3Config& cfg,
-             int64_t batch,
-             int64_t slots,
-             const at::TensorOptions& options);
+  LayerCache(at::Tensor keys, at::Tensor values);
 
   /// Writes keys and values (B, G, T, D) of the new tokens to their slots, then gives those of all S slots that
   /// the call may meet, (B, G, S, D) in slot order and in the dtype given.

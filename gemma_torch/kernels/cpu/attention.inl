@@ -12,7 +12,26 @@ constexpr int kHeadsAtOnce = 4;    // queries that share the loads of a key
 // scores[h][i] = q[h] . keys[i]
 template <typename T, int kHeads>
 void tile_scores(const float* q, int64_t D, const T* keys, int64_t count, float (*scores)[kTile]) {
-  for (int64_t i = 0; i < count; ++i) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  // Four keys at a time share the loads of four queries, and their sixteen sums are folded together.
+  for (; kHeads == 4 && i + 4 <= count; i += 4) {
+    PartF acc[16] = {};
+    for (int64_t j = 0; j < D; j += 16) {
+      PartF k[4];
+      unrolled<4>([&](auto n) __attribute__((always_inline)) { k[n] = load(keys + (i + n) * D + j); });
+      unrolled<4>([&](auto h) __attribute__((always_inline)) {
+        const PartF qh = load(q + h * D + j);
+        unrolled<4>([&](auto n) __attribute__((always_inline)) { acc[4 * n + h] = fma(k[n], qh, acc[4 * n + h]); });
+      });
+    }
+    const PartF all = sums_by_four(acc);
+    for (int h = 0; h < kHeads; ++h) {
+      std::memcpy(scores[h] + i, reinterpret_cast<const float*>(&all) + 4 * h, 4 * sizeof(float));
+    }
+  }
+#endif
+  for (; i < count; ++i) {
     const T* key = keys + i * D;
     F acc[kHeads] = {};
     for (int64_t j = 0; j < D; j += 16) {

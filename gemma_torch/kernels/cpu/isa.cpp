@@ -47,7 +47,19 @@ bool has_amx() {
 }
 #endif
 
+StreamAhead choose_stream_ahead() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // static objects may come before it has been
+  if (__builtin_cpu_is("amd")) {
+    return {0, 0};
+  }
+#endif
+  return {1024, 8192};
+}
+
 }  // namespace
+
+const StreamAhead stream_ahead = choose_stream_ahead();
 
 bool has_isa(Isa isa) {
   switch (isa) {

@@ -18,6 +18,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "gemma_torch/kernels/cpu/isa.h"
 #include "gemma_torch/kernels/cpu/packed.h"
 
 #define GEMMA_TORCH_INLINE inline __attribute__((always_inline))
@@ -311,6 +312,27 @@ GEMMA_TORCH_INLINE float fold(const Pair<V>& x, const Op& op) {
 GEMMA_TORCH_INLINE float sum(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return a + b; });
 }
+#if defined(__AVX512F__)
+// Lane 4 i + j is sum(x[4 j + i]), to the bit.
+GEMMA_TORCH_INLINE PartF sums_by_four(const PartF (&x)[16]) {
+  const auto of = [](const PartF& v) { return std::bit_cast<__m512>(v); };
+  __m512 eight[8], four[4], two[2];
+  unrolled<8>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = of(x[2 * i]), b = of(x[2 * i + 1]);
+    eight[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+  });
+  unrolled<4>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = eight[2 * i], b = eight[2 * i + 1];
+    four[i] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  });
+  unrolled<2>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = four[2 * i], b = four[2 * i + 1];
+    two[i] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
+  });
+  return std::bit_cast<PartF>(_mm512_shuffle_ps(two[0], two[1], 0x88) +
+                              _mm512_shuffle_ps(two[0], two[1], 0xdd));
+}
+#endif
 GEMMA_TORCH_INLINE float largest(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return select(a > b, a, b); });
 }
@@ -342,10 +364,10 @@ GEMMA_TORCH_INLINE F exp(F x) {
 
 // Asks for what a stream of weights needs next: soon in the innermost cache, later in the one behind it.
 GEMMA_TORCH_INLINE void prefetch_stream(const uint8_t* p, int64_t bytes) {
-  constexpr int64_t kNear = 1024, kFar = 8192;
-  for (int64_t ahead = 0; ahead < bytes; ahead += 64) {
-    __builtin_prefetch(p + kNear + ahead, 0, 3);
-    __builtin_prefetch(p + kFar + ahead, 0, 2);
+  const auto [soon, later] = stream_ahead;
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(p + soon + i, 0, 3);
+    __builtin_prefetch(p + later + i, 0, 2);
   }
 }
 

@@ -1,0 +1,101 @@
+// What a decoded token allocates: nothing. Every operator new of this program and of the libraries it uses counts, and
+// every allocation of ATen for the CPU.
+#include <ATen/Functions.h>
+#include <c10/core/CPUAllocator.h>
+#include <torch/utils.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "gemma_torch/engine/fused.h"
+#include "support/catch.h"
+#include "support/small_models.h"
+
+namespace {
+
+std::atomic<int64_t> allocations{0};
+
+void* counted(size_t bytes, size_t alignment) {
+  ++allocations;
+  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  if (void* p = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)) {
+    return p;
+  }
+  throw std::bad_alloc();
+}
+
+class CountingAllocator : public c10::Allocator {
+ public:
+  explicit CountingAllocator(c10::Allocator& real) : real_(real) {}
+  c10::DataPtr allocate(size_t bytes) override {
+    ++allocations;
+    return real_.allocate(bytes);
+  }
+  c10::DeleterFn raw_deleter() const override { return real_.raw_deleter(); }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    real_.copy_data(to, from, bytes);
+  }
+
+ private:
+  c10::Allocator& real_;
+};
+
+}  // namespace
+
+void* operator new(size_t bytes) {
+  return counted(bytes, alignof(std::max_align_t));
+}
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return counted(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* p) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, size_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::align_val_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, size_t, std::align_val_t) noexcept {
+  std::free(p);
+}
+
+using namespace gemma_torch;
+using namespace gemma_torch::test;
+
+TEST_CASE("a decoded token allocates nothing", "[fused][allocations]") {
+  static CountingAllocator allocator(*c10::GetCPUAllocator());
+  c10::SetCPUAllocator(&allocator, /*priority=*/1);
+  const auto before = allocations.load();
+  (void)at::zeros({4});
+  REQUIRE(allocations > before);  // else it counts nothing
+  const auto models = small_models();
+  for (const int64_t batch : {1, 3}) {
+    for (const auto quant : {OnTheFly::kNone, OnTheFly::kInt8}) {
+      EngineOptions options{.kind = EngineKind::kFused, .capacity = 200, .batch = batch};
+      options.fused.quant = quant;
+      options.fused.threads = 2;
+      FusedEngine engine(models.rounded, options);
+      engine.append(at::randint(0, 1003, {batch, 20}, at::kLong));
+      for (const auto& sampling :
+           {Sampling{.temperature = 0},
+            Sampling{.temperature = 1, .top_k = 20, .top_p = 0.9, .min_p = 0.01},
+            Sampling{.temperature = 0.7, .top_k = 40, .repetition_penalty = 1.1}}) {
+        constexpr int64_t kWarm = 8, kTokens = 40;
+        int64_t tokens = 0, at_start = 0;
+        engine.decode(kTokens, sampling, [&](int64_t row, int64_t /*id*/) {
+          tokens += row == 0 ? 1 : 0;
+          at_start = tokens == kWarm ? allocations.load() : at_start;
+          return true;
+        });
+        CAPTURE(batch, quant, sampling.temperature, sampling.top_k);
+        REQUIRE(tokens == kTokens);
+        // With a penalty the candidates grow with the text.
+        CHECK(allocations - at_start <= (sampling.repetition_penalty == 1 ? 0 : 12));
+        CHECK(engine.survivors() > 0);
+      }
+    }
+  }
+}
