@@ -1,10 +1,16 @@
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <vector>
 
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/mapped_file.h"
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/base/tensor_map.h"
 #include "support/catch.h"
 
@@ -34,3 +40,46 @@ TEST_CASE("an atomic file appears whole or not at all", "[base]") {
   CHECK_THROWS_AS(write_file(folder / "no" / "x", "y"), Error);
   std::filesystem::remove_all(folder);
 }
+
+#ifdef __linux__
+namespace {
+
+// Of files, in this process.
+int64_t resident_bytes() {
+  int64_t all = 0, resident = 0, of_files = 0;
+  std::ifstream("/proc/self/statm") >> all >> resident >> of_files;
+  return of_files * ::sysconf(_SC_PAGESIZE);
+}
+
+}  // namespace
+
+TEST_CASE("dropped pages of a file leave the process, not the page cache; others stay", "[base]") {
+  constexpr size_t kSize = size_t{32} << 20;
+  const std::string path =
+      std::filesystem::temp_directory_path() / fmt::format("gemma_drop_{}", ::getpid());
+  write_file(path, std::string(kSize, 'a'));
+  {
+    const MappedFile file(path);
+    const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    for (size_t at = 0; at < kSize; at += page) {
+      REQUIRE(file.data()[at] == std::byte{'a'});
+    }
+    file.data()[5 * page] = std::byte{'b'};  // this page is the process's own now
+    const auto before = resident_bytes();
+    drop_resident(file.data() + 1, kSize - 1);
+    CHECK(before - resident_bytes() > static_cast<int64_t>(kSize / 2));
+    CHECK(file.data()[5 * page] == std::byte{'b'});
+    CHECK(file.data()[6 * page] == std::byte{'a'});
+
+    std::vector<unsigned char> cached(kSize / page);
+    REQUIRE(::mincore(file.data(), kSize, cached.data()) == 0);
+    CHECK(std::all_of(cached.begin(), cached.end(), [](auto bits) { return (bits & 1) != 0; }));
+  }
+  std::filesystem::remove(path);
+
+  const auto memory = large_pages(kSize);
+  std::memset(memory.get(), 7, kSize);
+  drop_resident(memory.get(), kSize);
+  CHECK(std::all_of(memory.get(), memory.get() + kSize, [](auto b) { return b == std::byte{7}; }));
+}
+#endif

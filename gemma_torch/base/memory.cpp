@@ -1,15 +1,14 @@
 #include "gemma_torch/base/memory.h"
 
 #include <ATen/ops/from_blob.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <string>
 
 #include "gemma_torch/base/error.h"
 
@@ -29,32 +28,42 @@ std::shared_ptr<std::byte> large_pages(size_t bytes) {
           [address, reserved](std::byte*) { ::munmap(address, reserved); }};
 }
 
-namespace {
-
-// Whether an address lies in a mapping of a file. Asking for pages of other memory would split large ones.
-bool is_of_file(uintptr_t address) {
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    unsigned long begin = 0, end = 0, inode = 0;
-    if (std::sscanf(line.c_str(), "%lx-%lx %*s %*s %*s %lu", &begin, &end, &inode) == 3 &&
-        address >= begin && address < end) {
-      return inode != 0;
-    }
-  }
-  return false;
-}
-
-}  // namespace
-
 void drop_resident(const void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_PAGEOUT)
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto start = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  if (start < end &&
-      is_of_file(start)) {  // advice: an older system's refusal costs nothing but memory
-    ::madvise(reinterpret_cast<void*>(start), end - start, MADV_PAGEOUT);
+#if defined(__linux__)
+  // Linux, "pagemap": bit 63 of a page's entry says that it is in memory, bit 61 that it is of a file or shared. Such a
+  // page has its content elsewhere; one that this process alone has, or wrote to, would come back with another.
+  constexpr uint64_t kBacked = uint64_t{1} << 63 | uint64_t{1} << 61;
+  constexpr uintptr_t kEntries = 512;
+  const int pagemap = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pagemap < 0) {  // it costs nothing but memory
+    return;
   }
+  const auto size = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / size;
+  auto page = (reinterpret_cast<uintptr_t>(data) + size - 1) / size;
+  while (page < end) {
+    uint64_t entries[kEntries];
+    const auto count = std::min(end - page, kEntries);
+    const auto wanted = count * sizeof(uint64_t);
+    if (::pread(pagemap, entries, wanted, static_cast<off_t>(page * sizeof(uint64_t))) !=
+        static_cast<ssize_t>(wanted)) {
+      break;
+    }
+    const auto backed = [&](uintptr_t i) { return (entries[i] & kBacked) == kBacked; };
+    for (uintptr_t begin = 0; begin < count; ++begin) {
+      auto stop = begin;
+      while (stop < count && backed(stop)) {
+        ++stop;
+      }
+      if (stop > begin) {
+        ::madvise(
+            reinterpret_cast<void*>((page + begin) * size), (stop - begin) * size, MADV_DONTNEED);
+        begin = stop;
+      }
+    }
+    page += count;
+  }
+  ::close(pagemap);
 #else
   (void)data;
   (void)bytes;

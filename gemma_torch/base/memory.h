@@ -15,8 +15,8 @@ std::shared_ptr<std::byte> large_pages(size_t bytes);
 /// A tensor on the CPU over such memory, all zeros.
 at::Tensor zeros_on_large_pages(c10::IntArrayRef sizes, c10::ScalarType dtype);
 
-/// Lets the system take the pages of [data, data + bytes) out of memory now if they are of a mapped file: they are
-/// read again where they are needed. Other memory is left alone.
+/// Takes the pages of [data, data + bytes) that are of a mapped file out of this process; they stay in the system's page
+/// cache and come back where they are read. Pages that were written to, and other memory, are left alone.
 void drop_resident(const void* data, size_t bytes);
 
 }  // namespace gemma_torch

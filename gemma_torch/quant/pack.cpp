@@ -173,9 +173,7 @@ Packed Pack::add(const Source& source, Format asked) {
   const auto count = w.blocks() * w.slices();
   arena_used_ += static_cast<size_t>(count * w.stride());
   auto& exponents = exponents_.emplace_back(static_cast<size_t>(count));
-  // In parts of a fixed size, so that exceptions come out in the order of cells however many threads there are.
-  constexpr int64_t kPart = 8;
-  std::vector<std::vector<Exception>> found(static_cast<size_t>((count + kPart - 1) / kPart));
+  std::vector<std::vector<Exception>> found(static_cast<size_t>(w.blocks()));
   const auto encode = [&](int64_t cell, std::vector<Exception>& exceptions) {
     const auto parts = static_cast<int64_t>(source.parts.size());
     const auto* linear = source.parts[static_cast<size_t>(cell % w.blocks() % parts)];
@@ -201,18 +199,21 @@ Packed Pack::add(const Source& source, Format asked) {
       round_cell(rows, w.slice, to);
     }
   };
-  at::parallel_for(
-      0, static_cast<int64_t>(found.size()), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-          for (int64_t cell = part * kPart; cell < std::min(count, (part + 1) * kPart); ++cell) {
-            encode(cell, found[static_cast<size_t>(part)]);
-          }
-        }
-      });
+  // Block by block, each with all its slices: so the rows are read from end to end.
+  at::parallel_for(0, w.blocks(), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      for (int64_t slice = 0; slice < w.slices(); ++slice) {
+        encode(slice * w.blocks() + block, found[static_cast<size_t>(block)]);
+      }
+    }
+  });
   auto& exceptions = exceptions_.emplace_back();
   for (const auto& part : found) {
     exceptions.insert(exceptions.end(), part.begin(), part.end());
   }
+  std::stable_sort(exceptions.begin(),
+                   exceptions.end(),
+                   [](const Exception& a, const Exception& b) { return a.cell < b.cell; });
   w.exponents = exponents.data();
   w.exceptions = exceptions.data();
   w.exception_count = static_cast<int64_t>(exceptions.size());

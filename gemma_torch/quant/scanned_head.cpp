@@ -2,14 +2,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
-#include <c10/core/InferenceMode.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <mutex>
-#include <random>
 #include <vector>
 
 #include "gemma_torch/base/error.h"
@@ -21,24 +19,23 @@ namespace {
 using kernels::Bf16;
 using kernels::kBlockRows;
 
-// Hidden states (rows, E) float32 of short runs of random tokens: 64 of 8.
-at::Tensor sample_hidden(Gemma3Model& model) {
-  constexpr int64_t kRuns = 64, kTokens = 8, kBos = 2;
-  std::mt19937 random(1);
-  auto ids = at::empty({kRuns, kTokens}, at::kLong);
-  auto* id = ids.mutable_data_ptr<int64_t>();
-  const auto vocab = model->cfg.vocab_size;
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    id[i] = i % kTokens == 0 ? std::min(kBos, vocab - 1) : static_cast<int64_t>(random()) % vocab;
+// How large the head's inputs are by column (E), as far as the norms tell: what a layer adds has the sizes |1 + weight|
+// of the norm behind it, and the final norm scales their sum. On Gemma 3 270M the 32 columns that come out largest have
+// 96.3 % of the inputs' squares; the best 32 have 96.8 %, and finding them takes a pass through the model.
+at::Tensor column_sizes(const Gemma3Model& model) {
+  const auto sizes = [](const RMSNorm& norm) {
+    return (norm->scale.detach().to(at::kFloat) + 1.0).abs();
+  };
+  auto sum = at::zeros({model->cfg.emb_dim});
+  for (const auto& module : *model->blocks) {
+    const auto& block = *module->as<TransformerBlockImpl>();
+    sum += sizes(block.post_attention_layernorm) + sizes(block.post_feedforward_layernorm);
   }
-  const c10::InferenceMode inference;
-  const auto hidden = model->hidden(ids).to(at::kFloat);
-  return hidden.narrow(/*dim=*/1, 1, kTokens - 1).reshape({-1, hidden.size(2)});
+  return sum * sizes(model->final_norm);
 }
 
-at::Tensor column_order(Gemma3Model& model) {
-  const auto squares = sample_hidden(model).square().sum(/*dim=*/0);
-  const auto by_size = squares.argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
+at::Tensor column_order(const Gemma3Model& model) {
+  const auto by_size = column_sizes(model).argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
   // The outliers, then the others in their own order.
   auto order = by_size.to(at::kInt);
   auto* first = order.mutable_data_ptr<int32_t>();
@@ -89,7 +86,7 @@ bool can_scan(const Gemma3Model& model) {
          weight.is_contiguous() && weight.size(1) % 64 == 0;
 }
 
-ScanTensors make_scan(Gemma3Model model) {
+ScanTensors make_scan(const Gemma3Model& model) {
   check(can_scan(model),
         "[make_scan] expected a head in bfloat16 on the CPU, of 64 columns or a multiple");
   const auto weight = model->out_head->weight.detach();

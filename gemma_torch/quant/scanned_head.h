@@ -27,8 +27,8 @@ class ScannedHeadImpl : public LinearImpl {
 /// Whether a scan can be made for the model's head: bfloat16 on the CPU, E a multiple of 64.
 bool can_scan(const Gemma3Model& model);
 
-/// Encodes the head. Which columns get 8 bits is told by the hidden states of random tokens: right or wrong, it
-/// changes only how many rows a scan leaves over. Uses ATen's threads.
-ScanTensors make_scan(Gemma3Model model);
+/// Encodes the head. Which columns get 8 bits is guessed from the weights of the norms: right or wrong, it changes only
+/// how many rows a scan leaves over. Uses ATen's threads.
+ScanTensors make_scan(const Gemma3Model& model);
 
 }  // namespace gemma_torch

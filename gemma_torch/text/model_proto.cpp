@@ -131,12 +131,10 @@ Vocabulary parse_model(std::string_view bytes) {
   return vocabulary;
 }
 
-std::string serialize_piece(const Piece& piece) {
-  ProtoWriter writer;
+void serialize_piece(const Piece& piece, ProtoWriter& writer) {
   writer.bytes(piece_field::kText, piece.text);
   writer.float32(piece_field::kScore, piece.score);
   writer.varint(piece_field::kType, static_cast<uint64_t>(piece.type));
-  return writer.message();
 }
 
 // -1, which says "has none", is written as protobuf writes negative numbers: as 64 bits.
@@ -199,9 +197,11 @@ std::string serialize_tokenizer_model(const Vocabulary& vocabulary) {
 
 std::string serialize_normalized(const Vocabulary& vocabulary) {
   check_vocabulary(vocabulary);
-  ProtoWriter writer;
+  ProtoWriter writer, one;
   for (const Piece& piece : vocabulary.pieces) {
-    writer.bytes(model::kPieces, serialize_piece(piece));
+    one.clear();  // which keeps its memory
+    serialize_piece(piece, one);
+    writer.bytes(model::kPieces, one.message());
   }
   writer.bytes(model::kTrainerSpec, serialize_trainer_spec(vocabulary));
   writer.bytes(model::kNormalizerSpec, serialize_normalizer_spec());

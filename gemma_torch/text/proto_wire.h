@@ -15,6 +15,7 @@ class ProtoWriter {
   void varint(uint32_t field, uint64_t value);
   void float32(uint32_t field, float value);
   void bytes(uint32_t field, std::string_view value);  // a string or a nested message
+  void clear() { message_.clear(); }
   const std::string& message() const { return message_; }
 
  private:

@@ -2,6 +2,9 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "gemma_torch/base/atomic_file.h"
@@ -16,24 +19,6 @@ using nlohmann::json;
 constexpr int kDeepest = 64;                        // Gemma's file nests 6 deep
 constexpr size_t kLargestFile = size_t{256} << 20;  // and has 33 MB
 constexpr uint64_t kMostPieces = uint64_t{1} << 24;
-
-// The merge list is half of the file: it is skipped while parsing, which halves time and memory.
-json parse_without_merges(std::string_view text) {
-  bool at_merges = false;
-  const auto keep = [&](int depth, json::parse_event_t event, json& value) {
-    check(depth <= kDeepest, "nested deeper than {}", kDeepest);
-    const bool dropped = at_merges && event == json::parse_event_t::array_start;
-    at_merges = event == json::parse_event_t::key && value == "merges";
-    return !dropped;
-  };
-  try {
-    return json::parse(text, keep);
-  } catch (const json::parse_error& error) {
-    fail("not valid JSON at byte {}", error.byte);
-  } catch (const json::out_of_range&) {
-    fail("a number out of range");  // 1e999
-  }
-}
 
 const json& member(const json& object, const char* key, json::value_t type) {
   check(object.is_object() && object.contains(key), "lacks {:?}", key);
@@ -60,6 +45,56 @@ size_t id_of(const json& value, std::string_view text) {
          number ? value.dump() : value.type_name());
   }
   return value.get<size_t>();
+}
+
+struct Entry {
+  std::string text;
+  size_t id;
+};
+
+// The vocabulary stands aside as a list, and the merges, half of the file, are left out: as JSON values they would take
+// most of the time and the memory.
+struct File {
+  json rest;
+  std::vector<Entry> vocabulary;
+};
+
+File parse_file(std::string_view text) {
+  using Event = json::parse_event_t;
+  File file;
+  bool in_model = false;
+  std::string part;                  // of the model
+  std::optional<std::string> piece;  // whose id comes next
+  const auto keep = [&](int depth, Event event, json& value) {
+    check(depth <= kDeepest, "nested deeper than {}", kDeepest);
+    if (event == Event::key) {
+      auto& key = value.get_ref<std::string&>();
+      if (depth == 1) {
+        in_model = key == "model";
+      } else if (depth == 2) {
+        part = in_model ? key : "";
+      } else if (depth == 3 && part == "vocab") {
+        piece = std::move(key);
+        return false;
+      }
+      return true;
+    }
+    if (depth == 3 && piece) {
+      const bool start = event == Event::array_start || event == Event::object_start;
+      const auto id = id_of(start ? json::array() : value, *piece);
+      file.vocabulary.push_back({std::move(*piece), id});
+      piece.reset();
+    }
+    return !(event == Event::array_start && depth == 2 && part == "merges");
+  };
+  try {
+    file.rest = json::parse(text, keep);
+  } catch (const json::parse_error& error) {
+    fail("not valid JSON at byte {}", error.byte);
+  } catch (const json::out_of_range&) {
+    fail("a number out of range");  // 1e999
+  }
+  return file;
 }
 
 void check_kind(const json& file) {
@@ -108,20 +143,24 @@ class Slots {
   std::vector<Piece> pieces_;
 };
 
-Vocabulary pieces_of(const json& file) {
-  check_kind(file);
-  const json& vocab = member(file.at("model"), "vocab", json::value_t::object);
-  const json& added = member(file, "added_tokens", json::value_t::array);
+Vocabulary pieces_of(const File& file) {
+  check_kind(file.rest);
+  member(file.rest.at("model"), "vocab", json::value_t::object);
+  const json& added = member(file.rest, "added_tokens", json::value_t::array);
   // An added token may repeat a piece of the vocabulary or be a new one.
-  size_t count = vocab.size();
+  std::unordered_set<std::string_view> known(2 * file.vocabulary.size());
+  for (const auto& entry : file.vocabulary) {
+    known.insert(entry.text);
+  }
+  size_t count = known.size();
   for (const json& token : added) {
     const json& text = member(token, "content", json::value_t::string);
-    count += vocab.contains(text.get_ref<const std::string&>()) ? 0 : 1;
+    count += known.contains(text.get_ref<const std::string&>()) ? 0 : 1;
   }
   Slots slots(count);
-  for (const auto& [text, id] : vocab.items()) {
+  for (const auto& [text, id] : file.vocabulary) {
     const bool byte = byte_of_piece(text) >= 0;
-    slots.put(id_of(id, text), text, byte ? PieceType::kByte : PieceType::kNormal);
+    slots.put(id, text, byte ? PieceType::kByte : PieceType::kNormal);
   }
   for (const json& token : added) {
     const auto& text = token.at("content").get_ref<const std::string&>();
@@ -135,7 +174,7 @@ Vocabulary pieces_of(const json& file) {
 
 Vocabulary parse_tokenizer_json(std::string_view text, const std::string& place) {
   try {
-    auto vocabulary = normalize_gguf_vocabulary(pieces_of(parse_without_merges(text)));
+    auto vocabulary = normalize_gguf_vocabulary(pieces_of(parse_file(text)));
     check_vocabulary(vocabulary);
     return vocabulary;
   } catch (const Error& error) {

@@ -91,6 +91,7 @@ void check_rows(const Subject& s);
 void check_attention(const Subject& s);
 void check_tiles(const Subject& s);
 void check_head(const Subject& s);
+void check_packed(Report& report);
 void check_team(Report& report, bool small);
 
 }  // namespace gemma_torch::kernels::test

@@ -1,6 +1,6 @@
 // kernels_check [--small] [isa ..]: every kernel of the fused engine, on every instruction set of
 // this machine or on those named, against the generic kernels and against plain sums in float64;
-// and the team of threads. Exit code 1 if a check fails, 2 if an instruction set is not there.
+// the encoder of lossless cells; and the team of threads. Exit code 1 if a check fails, 2 if an instruction set is not there.
 
 #include <algorithm>
 #include <cstdio>
@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
     }
     check_all({kernels, fused_kernels(Isa::kGeneric), small, report});
   }
+  check_packed(report);
   check_team(report, small);
   return report.finish() ? 0 : 1;
 }

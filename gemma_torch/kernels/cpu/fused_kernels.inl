@@ -7,6 +7,7 @@
 #include "gemma_torch/kernels/cpu/rows.inl"
 #include "gemma_torch/kernels/cpu/attention.inl"
 #include "gemma_torch/kernels/cpu/head.inl"
+#include "gemma_torch/kernels/cpu/encode_scan.inl"
 #include "gemma_torch/kernels/cpu/panels.inl"
 #include "gemma_torch/kernels/cpu/attention_tile.inl"
 // clang-format on
