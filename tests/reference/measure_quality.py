@@ -217,8 +217,7 @@ def judge(reference, predictions, windows):
         rows = zip(whole_p.split(ROWS), whole_q.split(ROWS), wanted.split(ROWS), strict=True)
         for log_p, log_q, token in rows:
             kl += (log_p.exp() * (log_p - log_q)).sum(dim=-1).double().sum().item()
-            best = log_q.gather(1, log_p.argmax(-1, keepdim=True))[:, 0]
-            same += (best == log_q.amax(-1)).sum().item()
+            same += (log_p.argmax(-1) == log_q.argmax(-1)).sum().item()
             nll -= log_q.gather(1, token).double().sum().item()
     count = len(windows) * JUDGED
     return kl / count, same / count, np.exp(nll / count)
