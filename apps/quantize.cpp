@@ -20,7 +20,7 @@ using Texts = std::vector<std::vector<int64_t>>;
 constexpr int64_t kTokens = 512;  // of a text, the first of them BOS
 constexpr int64_t kTexts = 36;    // at most
 constexpr int64_t kHeldOut = 9;   // every ninth text is for the report
-constexpr int64_t kTogether = 6;  // texts that are sampled at once
+constexpr int64_t kTogether = 4;  // texts that are sampled at once: as many rows as a product takes
 
 struct QuantizeFlags {
   ModelOptions model;

@@ -164,6 +164,20 @@ TEST_CASE("rewind, reset and copy_from of the fused engine", "[fused]") {
   CHECK(at::equal(engine->logits(Rows::kLast), want));
 }
 
+TEST_CASE("logits of all tokens end in those of the last, to the bit", "[fused]") {
+  const auto models = small_models();
+  for (const int64_t length : {1, 32, 33, 70}) {  // of two rows: up to three times 64 at once
+    auto options = fused();
+    options.batch = 2;
+    options.fused.threads = 1;  // whose part of the head is read in several pieces
+    const auto engine = make_engine(models.rounded, options);
+    engine->append(some_ids(2, length));
+    CAPTURE(length);
+    CHECK(at::equal(engine->logits(Rows::kAll).narrow(1, length - 1, 1),
+                    engine->logits(Rows::kLast)));
+  }
+}
+
 TEST_CASE("log_prob of the fused engine equals the logits' own", "[fused]") {
   const auto models = small_models();
   const auto ids = some_ids(2, 37), targets = some_ids(2, 37).flip(1);

@@ -100,7 +100,7 @@ class FusedEngine : public Engine {
   void scan_share(int i);
   bool score_share(size_t b, int i);
   bool scan_top(int64_t k, std::vector<Candidate>& best);
-  void full_logits(const float* x, float* y);
+  void full_logits(const float* x, int64_t count, float* y);
 
   EngineOptions options_;
   Gemma3Model model_;

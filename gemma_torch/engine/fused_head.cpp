@@ -209,44 +209,49 @@ void FusedEngine::do_top(int64_t k, std::vector<Candidate>& best) {
   }
 }
 
-void FusedEngine::full_logits(const float* x, float* y) {
+// Logits (count, V) of x (count, E). Some rows of the head stay in the second cache while every row of x passes.
+void FusedEngine::full_logits(const float* x, int64_t count, float* y) {
+  constexpr int64_t kHeadRows = 256;
+  const auto E = model_->cfg.emb_dim, V = vocab_size();
   team_.run([&](int i) {
-    const auto share = team_.share(vocab_size(), i);
-    kernel_.dot_rows(pack_->head(),
-                     nullptr,
-                     share.begin,
-                     share.end - share.begin,
-                     x,
-                     model_->cfg.emb_dim,
-                     y + share.begin);
+    const auto share = team_.share(V, i);
+    for (int64_t begin = share.begin; begin < share.end; begin += kHeadRows) {
+      const auto rows = std::min(kHeadRows, share.end - begin);
+      for (int64_t n = 0; n < count; ++n) {
+        kernel_.dot_rows(pack_->head(), nullptr, begin, rows, x + n * E, E, y + n * V + begin);
+      }
+    }
   });
 }
 
 at::Tensor FusedEngine::logits(Rows rows) {
-  const auto E = model_->cfg.emb_dim;
+  const auto E = model_->cfg.emb_dim, V = vocab_size();
   if (rows == Rows::kLast) {
     normalize_last();
     if (!last_logits_.defined()) {
       clock_.start();
-      auto logits = at::empty({batch(), 1, vocab_size()}, at::kFloat);
-      for (int64_t b = 0; b < batch(); ++b) {
-        full_logits(last_.data() + b * E, logits.mutable_data_ptr<float>() + b * vocab_size());
-      }
+      auto logits = at::empty({batch(), 1, V}, at::kFloat);
+      full_logits(last_.data(), batch(), logits.mutable_data_ptr<float>());
       last_logits_ = logits;
       clock_.lap("head: full");
     }
     return last_logits_;
   }
   check(hidden_tokens_ > 0, "[logits] expected an append since the last reset or rewind, got none");
-  auto logits = at::empty({batch(), hidden_tokens_, vocab_size()}, at::kFloat);
-  std::vector<float> x(static_cast<size_t>(E));
-  for (int64_t row = 0; row < batch() * hidden_tokens_; ++row) {
-    kernel_.rms_norm(hidden_.data() + row * E,
-                     pack_->final_norm(),
-                     x.data(),
-                     E,
-                     static_cast<float>(model_->cfg.rms_norm_eps));
-    full_logits(x.data(), logits.mutable_data_ptr<float>() + row * vocab_size());
+  constexpr int64_t kAtOnce = 64;  // rows of x that pass: they too must leave the cache to the head
+  auto logits = at::empty({batch(), hidden_tokens_, V}, at::kFloat);
+  const auto all = batch() * hidden_tokens_;
+  std::vector<float> x(static_cast<size_t>(std::min(kAtOnce, all) * E));
+  for (int64_t start = 0; start < all; start += kAtOnce) {
+    const auto count = std::min(kAtOnce, all - start);
+    for (int64_t n = 0; n < count; ++n) {
+      kernel_.rms_norm(hidden_.data() + (start + n) * E,
+                       pack_->final_norm(),
+                       x.data() + n * E,
+                       E,
+                       static_cast<float>(model_->cfg.rms_norm_eps));
+    }
+    full_logits(x.data(), count, logits.mutable_data_ptr<float>() + start * V);
   }
   return logits;
 }

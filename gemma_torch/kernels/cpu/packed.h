@@ -30,7 +30,7 @@ constexpr int64_t kSliceColumns = 64;  // columns of a slice, where a matrix is 
 
 /// Columns that share a scale.
 constexpr int64_t group_columns(Format format) {
-  return format == Format::kLevels4 ? 32 : 64;
+  return format == Format::kLevels4 || format == Format::kInt8 ? 32 : 64;
 }
 
 /// How many codes there are.
