@@ -225,7 +225,7 @@ TEST_CASE("a quantised folder that is not right is named", "[quantize]") {
     return folders.error();
   };
   CHECK_THAT(with("quant_method", "awq"), ContainsSubstring("gemma_torch, got \"awq\""));
-  CHECK_THAT(with("layout", 0), ContainsSubstring("layout: expected 1, got 0"));
+  CHECK_THAT(with("layout", 0), ContainsSubstring("layout: expected 2, got 0"));
   CHECK_THAT(with("formats", {{"q_proj", "int8"}}), ContainsSubstring("formats.k_proj"));
   auto formats = config["quantization_config"]["formats"];
   formats["q_proj"] = "int3";
@@ -243,6 +243,7 @@ TEST_CASE("a quantised folder that is not right is named", "[quantize]") {
   };
   CHECK_THAT(without("model.layers.1.mlp.up_proj.cells"), ContainsSubstring("up_proj.cells"));
   CHECK_THAT(without("lm_head.scan_order"), ContainsSubstring("scan_order"));
+  CHECK_THAT(without("lm_head.scan_residuals"), ContainsSubstring("scan_residuals"));
   tensors["lm_head.scan_order"] = at::zeros({128}, at::kInt);
   save_safetensors(folders.out() + "/model.safetensors", tensors);
   CHECK_THAT(folders.error(), ContainsSubstring("scan_order: expected the 128 columns"));

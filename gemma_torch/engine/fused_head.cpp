@@ -22,6 +22,9 @@ using kernels::Range;
 // Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
 constexpr int64_t kScanPart = 128;
 
+// Rows that are scored at once, without a second look at their bounds.
+constexpr size_t kFewRows = 32;
+
 }  // namespace
 
 void FusedEngine::normalize_last() {
@@ -49,17 +52,19 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     auto& s = *top_;
     for (int64_t b = 0; b < batch(); ++b) {
       s.inputs.emplace_back(1, model_->cfg.emb_dim);
-      s.bounds.push_back({s.inputs.back().views()[0], 0, 0, 0});
+      s.bounds.push_back({.x = s.inputs.back().views()[0]});
       s.upper.emplace_back(static_cast<size_t>(scan.rows));
       s.block_upper.emplace_back(static_cast<size_t>(blocks));
     }
-    s.permuted.resize(static_cast<size_t>(model_->cfg.emb_dim));
+    s.permuted.assign(static_cast<size_t>(batch()),
+                      std::vector<float>(static_cast<size_t>(model_->cfg.emb_dim)));
     s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch())));
     s.most_rows = static_cast<size_t>(scan.rows / 4);
     s.threads.resize(threads);
     for (auto& thread : s.threads) {
       thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
       thread.rows.reserve(s.most_rows);
+      thread.upper.reserve(s.most_rows);
       thread.scores.reserve(s.most_rows);
       thread.scored.reserve(s.most_rows);
     }
@@ -144,6 +149,7 @@ bool FusedEngine::score_share(size_t b, int i) {
   const auto blocks =
       kernel_.reach(s.block_upper[b].data(), {share.begin, share.end}, bar, own.blocks.data());
   own.rows.clear();
+  own.upper.clear();
   for (int64_t n = 0; n < blocks; ++n) {
     const int64_t first = own.blocks[static_cast<size_t>(n)] * kBlockRows;
     for (int64_t row = first; row < std::min(first + kBlockRows, vocab_size()); ++row) {
@@ -152,8 +158,23 @@ bool FusedEngine::score_share(size_t b, int i) {
           return false;  // too many: the full head reads them faster, in order
         }
         own.rows.push_back(static_cast<int32_t>(row));
+        own.upper.push_back(upper[row]);
       }
     }
+  }
+  // Where they are many, most can be told from the best at less than half of what their rows cost.
+  if (own.rows.size() > kFewRows) {
+    kernel_.refine(head,
+                   own.rows.data(),
+                   static_cast<int64_t>(own.rows.size()),
+                   s.bounds[b],
+                   own.upper.data());
+    size_t kept = 0;
+    for (size_t n = 0; n < own.rows.size(); ++n) {
+      own.rows[kept] = own.rows[n];
+      kept += own.upper[n] >= bar ? 1 : 0;
+    }
+    own.rows.resize(kept);
   }
   score();
   return true;
@@ -164,12 +185,12 @@ bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {
   const auto head = pack_->scan();
   const auto E = model_->cfg.emb_dim;
   for (size_t b = 0; b < s.bounds.size(); ++b) {
+    float* const x = s.permuted[b].data();
     for (int64_t j = 0; j < E; ++j) {
-      s.permuted[static_cast<size_t>(j)] =
-          last_[b * static_cast<size_t>(E) + static_cast<size_t>(head.order[j])];
+      x[j] = last_[b * static_cast<size_t>(E) + static_cast<size_t>(head.order[j])];
     }
-    kernel_.quantize(s.permuted.data(), E, s.bounds[b].x);
-    kernels::bound_scan(head, s.permuted.data(), s.bounds[b]);
+    kernel_.quantize(x, E, s.bounds[b].x);
+    kernels::bound_scan(head, x, s.bounds[b]);
   }
   team_.run([&](int i) { scan_share(i); });
   clock_.lap("head: scan");

@@ -38,13 +38,13 @@ class Best {
 struct FusedEngine::TopState {
   std::vector<QuantizedRows> inputs;            // (B)
   std::vector<kernels::ScanInput> bounds;       // (B)
-  std::vector<float> permuted;                  // (E)
+  std::vector<std::vector<float>> permuted;     // (B) of (E), columns in the order of the scan
   std::vector<std::vector<float>> upper;        // (B) of (V)
   std::vector<std::vector<float>> block_upper;  // (B) of (V / 16)
   std::vector<std::vector<Best>> likely;        // (threads) of (B)
   struct PerThread {
     std::vector<int32_t> blocks, rows;
-    std::vector<float> scores;
+    std::vector<float> upper, scores;
     std::vector<Candidate> scored;
   };
   std::vector<PerThread> threads;

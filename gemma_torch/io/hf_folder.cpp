@@ -135,6 +135,7 @@ void fill_packed(Gemma3Model& model,
             in,
             out,
             ScanTensors{take(tensors, prefix + ".scan_blocks", place),
+                        take(tensors, prefix + ".scan_residuals", place),
                         take(tensors, prefix + ".scan_order", place),
                         take(tensors, prefix + ".scan_largest_norm", place)});
         packed->weight = packed->register_parameter("weight", linear->weight);

@@ -18,7 +18,7 @@ std::string hf_name(const std::string& parameter);
 /// Strict: every parameter is filled, every tensor is used once, shapes are equal. Of a multimodal checkpoint
 /// (names below "language_model.") the text part is taken.
 /// With `formats`, projections are packed: "model.layers.3.self_attn.q_proj.cells" stands for the weight, and
-/// "lm_head.scan_blocks", "scan_order" and "scan_largest_norm" stand beside the head.
+/// "lm_head.scan_blocks", "scan_residuals", "scan_order" and "scan_largest_norm" stand beside the head.
 /// Throws: Error naming the tensor, both shapes and `place` (the file or folder).
 Gemma3Model build_model(const Gemma3Config& cfg,
                         TensorMap tensors,

@@ -53,9 +53,12 @@ Format format_of(const std::vector<LinearImpl*>& parts, Format asked) {
 // A scan that lies in a file is read again with every token: it is copied.
 ScanTensors on_large_pages(const ScanTensors& scan) {
   auto copy = scan;
-  copy.blocks = zeros_on_large_pages(scan.blocks.sizes(), at::kByte);
-  copy.blocks.copy_(scan.blocks);
-  drop_resident(scan.blocks.const_data_ptr(), scan.blocks.nbytes());
+  for (auto* tensor : {&copy.blocks, &copy.residuals}) {
+    const auto mapped = *tensor;
+    *tensor = zeros_on_large_pages(mapped.sizes(), at::kByte);
+    tensor->copy_(mapped);
+    drop_resident(mapped.const_data_ptr(), mapped.nbytes());
+  }
   return copy;
 }
 

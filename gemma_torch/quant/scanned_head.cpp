@@ -50,6 +50,7 @@ kernels::HeadScan ScanTensors::view() const {
   head.columns = order.numel();
   head.order = order.const_data_ptr<int32_t>();
   head.blocks = blocks.const_data_ptr<uint8_t>();
+  head.residuals = residuals.const_data_ptr<uint8_t>();
   head.rows = blocks.numel() / head.stride() * kBlockRows;
   head.largest_norm = *largest_norm.const_data_ptr<float>();  // not item(): every token asks
   return head;
@@ -62,12 +63,16 @@ ScannedHeadImpl::ScannedHeadImpl(int64_t in, int64_t out, ScanTensors given)
   kernels::HeadScan shape;
   shape.columns = in;
   const auto blocks = (out + kBlockRows - 1) / kBlockRows;
-  check(scan.blocks.scalar_type() == at::kByte && scan.blocks.is_contiguous() &&
-            scan.blocks.numel() == blocks * shape.stride(),
-        "[scan] scan_blocks: expected {} bytes, got {} of {}",
-        blocks * shape.stride(),
-        scan.blocks.numel(),
-        c10::toString(scan.blocks.scalar_type()));
+  const auto check_bytes = [](const char* name, const at::Tensor& tensor, int64_t bytes) {
+    check(tensor.scalar_type() == at::kByte && tensor.is_contiguous() && tensor.numel() == bytes,
+          "[scan] {}: expected {} bytes, got {} of {}",
+          name,
+          bytes,
+          tensor.numel(),
+          c10::toString(tensor.scalar_type()));
+  };
+  check_bytes("scan_blocks", scan.blocks, blocks * shape.stride());
+  check_bytes("scan_residuals", scan.residuals, blocks * kBlockRows * shape.residual_stride());
   check(scan.order.scalar_type() == at::kInt && scan.order.numel() == in &&
             at::equal(std::get<0>(scan.order.sort()), at::arange(in, at::kInt)),
         "[scan] scan_order: expected the {} columns, each once",
@@ -76,6 +81,7 @@ ScannedHeadImpl::ScannedHeadImpl(int64_t in, int64_t out, ScanTensors given)
             scan.largest_norm.item<float>() >= 0,
         "[scan] scan_largest_norm: expected one number of at least 0");
   register_buffer("scan_blocks", scan.blocks);
+  register_buffer("scan_residuals", scan.residuals);
   register_buffer("scan_order", scan.order);
   register_buffer("scan_largest_norm", scan.largest_norm);
 }
@@ -98,9 +104,12 @@ ScanTensors make_scan(const Gemma3Model& model) {
   kernels::HeadScan shape;
   shape.columns = columns;
   scan.blocks = zeros_on_large_pages({count * shape.stride()}, at::kByte);
+  const auto block_residuals = kBlockRows * shape.residual_stride();
+  scan.residuals = zeros_on_large_pages({count * block_residuals}, at::kByte);
   const auto* table = static_cast<const Bf16*>(weight.const_data_ptr());
   const auto* order = scan.order.const_data_ptr<int32_t>();
   auto* blocks = scan.blocks.mutable_data_ptr<uint8_t>();
+  auto* residuals = scan.residuals.mutable_data_ptr<uint8_t>();
   const auto& kernel = kernels::fused_kernels(kernels::best_isa());
   std::mutex mutex;
   float largest = 0;
@@ -114,8 +123,12 @@ ScanTensors make_scan(const Gemma3Model& model) {
         pointers[r] = row < rows ? table + row * columns : nullptr;
       }
       most = std::max(most,
-                      kernel.encode_scan(
-                          pointers, order, columns, blocks + b * shape.stride(), scratch.data()));
+                      kernel.encode_scan(pointers,
+                                         order,
+                                         columns,
+                                         blocks + b * shape.stride(),
+                                         residuals + b * block_residuals,
+                                         scratch.data()));
     }
     const std::lock_guard lock(mutex);
     largest = std::max(largest, most);

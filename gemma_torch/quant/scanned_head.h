@@ -8,14 +8,15 @@ namespace gemma_torch {
 /// The tensors of a HeadScan: what kernels/cpu/head_scan.h describes.
 struct ScanTensors {
   torch::Tensor blocks;        // (bytes) uint8
+  torch::Tensor residuals;     // (bytes) uint8
   torch::Tensor order;         // (E) int32
   torch::Tensor largest_norm;  // (1) float32
 
   kernels::HeadScan view() const;
 };
 
-/// The output head with its scan beside it, in the buffers scan_blocks, scan_order and scan_largest_norm. Its weight
-/// is for the caller to set.
+/// The output head with its scan beside it, in the buffers scan_blocks, scan_residuals, scan_order and
+/// scan_largest_norm. Its weight is for the caller to set.
 class ScannedHeadImpl : public LinearImpl {
  public:
   /// Throws: Error naming the tensor if one is not what a head of these sizes has.

@@ -14,6 +14,8 @@ size_t index(int64_t i) {
   return static_cast<size_t>(i);
 }
 
+constexpr int64_t kLonely = 4;  // the row that has one number only
+
 struct Table {
   int64_t rows, columns;
   std::vector<Bf16> w;         // (rows, columns)
@@ -31,8 +33,8 @@ Table make_table(int64_t rows, int64_t columns) {
     table.w[index(i)] = to_bf16(random.normal() * (random.below(300) == 0 ? 5 : 1) * row_scale);
   }
   for (int64_t i = 0; i < columns; ++i) {
-    table.w[index(3 * columns + i)] = {0};                             // a row of zeros
-    table.w[index(4 * columns + i)] = to_bf16(i == 40 ? 1.0F : 0.0F);  // one number
+    table.w[index(3 * columns + i)] = {0};  // a row of zeros
+    table.w[index(kLonely * columns + i)] = to_bf16(i == 40 ? 1.0F : 0.0F);
   }
   std::iota(table.order.begin(), table.order.end(), 0);
   for (int64_t i = columns - 1; i > 0; --i) {
@@ -43,7 +45,7 @@ Table make_table(int64_t rows, int64_t columns) {
 
 struct Scan {
   HeadScan head;
-  std::vector<uint8_t> blocks;
+  std::vector<uint8_t> blocks, residuals;
 };
 
 void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
@@ -53,6 +55,8 @@ void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
   head.order = table.order.data();
   scan.blocks.resize(index(head.rows / 16 * head.stride()));
   head.blocks = scan.blocks.data();
+  scan.residuals.resize(index(head.rows * head.residual_stride()));
+  head.residuals = scan.residuals.data();
   std::vector<float> scratch(index(5 * table.columns));
   for (int64_t b = 0; b < head.rows / 16; ++b) {
     const Bf16* rows[16] = {};
@@ -63,6 +67,7 @@ void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
                                            table.order.data(),
                                            table.columns,
                                            scan.blocks.data() + b * head.stride(),
+                                           scan.residuals.data() + b * 16 * head.residual_stride(),
                                            scratch.data());
     head.largest_norm = std::max(head.largest_norm, norm);
   }
@@ -72,6 +77,9 @@ void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
 struct DecodedRow {
   std::vector<double> w;  // in the order of the scan
   double outlier_error, rest_error;
+  std::vector<double> residual;  // zeros for the outliers
+  double nearer;                 // how much of rest_error it takes away
+  double step;
 };
 
 DecodedRow decode(const HeadScan& head, int64_t row) {
@@ -83,7 +91,17 @@ DecodedRow decode(const HeadScan& head, int64_t row) {
     std::memcpy(&x, footer + 32 * i + 2 * lane, sizeof x);
     return static_cast<double>(to_float(x));
   };
-  DecodedRow out{std::vector<double>(index(head.columns)), number(2), number(3)};
+  DecodedRow out{std::vector<double>(index(head.columns)),
+                 number(2),
+                 number(3),
+                 std::vector<double>(index(head.columns)),
+                 0,
+                 0};
+  const uint8_t* residual = head.residuals + row * head.residual_stride();
+  Bf16 parts[2];
+  std::memcpy(parts, residual, sizeof parts);
+  out.nearer = to_float(parts[1]);
+  out.step = to_float(parts[0]);
   for (int64_t j = 0; j < kScanOutliers; ++j) {
     out.w[index(j)] = (block[j / 4 * 64 + 4 * lane + j % 4] - 128.0) * number(0);
   }
@@ -92,6 +110,9 @@ DecodedRow decode(const HeadScan& head, int64_t row) {
     const int64_t step = j % 32 / 4;
     const int nibble = group[step / 2 * 64 + 4 * lane + j % 4] >> (step % 2 * 4) & 15;
     out.w[index(j)] = (kLevels[nibble] - 127.0) * group[256 + lane] * number(1);
+    const int64_t n = j - kScanOutliers;
+    const int bits = residual[4 + n / 4] >> (n % 4 * 2) & 3;
+    out.residual[index(j)] = (bits - 1.5) * to_float(parts[0]);
   }
   return out;
 }
@@ -103,19 +124,26 @@ void check_encoding(const Subject& s, const Table& table) {
     encode(s.kernels, table, scan);
     for (int64_t r = 0; r < scan.head.rows; ++r) {
       const auto row = decode(scan.head, r);
-      double outliers = 0, rest = 0, norm = 0, decoded_norm = 0;
+      double outliers = 0, rest = 0, left = 0, norm = 0, decoded_norm = 0;
       for (int64_t j = 0; j < table.columns; ++j) {
         const double w = r < table.rows
                              ? to_float(table.w[index(r * table.columns + table.order[index(j)])])
                              : 0.0F;
         const double error = w - row.w[index(j)];
         (j < kScanOutliers ? outliers : rest) += error * error;
+        left += j < kScanOutliers ? 0.0 : std::pow(error - row.residual[index(j)], 2);
         norm += w * w;
         decoded_norm += row.w[index(j)] * row.w[index(j)];
       }
       check.that(row.outlier_error >= std::sqrt(outliers) && row.rest_error >= std::sqrt(rest));
       check.near(row.outlier_error, std::sqrt(outliers), 0.01 * std::sqrt(outliers));
       check.near(row.rest_error, std::sqrt(rest), 0.01 * std::sqrt(rest));
+      check.that(row.nearer <= std::max(0.0, row.rest_error - std::sqrt(left)));
+      check.that(row.nearer > 0 || std::sqrt(left) <= row.rest_error);
+      if (r != kLonely) {
+        check.near(row.nearer, row.rest_error - std::sqrt(left), 0.01 * row.rest_error);
+        check.that(std::sqrt(left) <= 0.6 * std::sqrt(rest));  // 2 bits, and tails
+      }
       check.that(scan.head.largest_norm >= std::sqrt(std::max(norm, decoded_norm)));
       check.that(std::sqrt(outliers + rest) <= 0.12 * std::sqrt(norm));  // 4 bits: some 8 %
     }
@@ -138,7 +166,7 @@ struct Input {
         pairs(x.size()),
         sums(x.size() / 32),
         scales(x.size() / 32),
-        in{{high.data(), low.data(), pairs.data(), sums.data(), scales.data()}, 0, 0, 0} {
+        in{.x = {high.data(), low.data(), pairs.data(), sums.data(), scales.data()}} {
     for (size_t j = 0; j < x.size(); ++j) {
       x[j] = plain[index(head.order[j])];
     }
@@ -213,10 +241,34 @@ void compare_scan(Check& check,
     }
     check.near(upper[index(r)], want, kSum * size);
   }
+  // Every third row, backwards, has its bound brought nearer.
+  std::vector<int32_t> some;
+  std::vector<float> nearer;
+  for (int64_t r = table.rows - 1; r >= 0; r -= 3) {
+    some.push_back(static_cast<int32_t>(r));
+    nearer.push_back(upper[index(r)]);
+  }
+  kernels.refine(
+      scan.head, some.data(), static_cast<int64_t>(some.size()), input.in, nearer.data());
+  for (size_t i = 0; i < some.size(); ++i) {
+    const auto row = decode(scan.head, some[i]);
+    const double before = upper[index(some[i])], less = row.nearer * input.in.rest_norm;
+    double value = 0, size = 0;
+    for (int64_t j = 0; j < table.columns; ++j) {
+      value += row.residual[index(j)] * input.x[index(j)];
+      size += row.step * std::fabs(input.x[index(j)]);
+    }
+    const double sizes = std::fabs(before) + less + std::fabs(value);
+    const double slack = row.step * input.in.step_slack + sizes * 0x1p-21;
+    check.near(nearer[i], before - less + value + slack, kSum * (sizes + 5 * size) + 1e-37);
+  }
   for (const auto isa : usable_isas()) {
     const auto exact = all_rows(fused_kernels(isa), table, x);
     for (int64_t r = 0; r < table.rows; ++r) {
       check.that(upper[index(r)] >= exact[index(r)]);
+    }
+    for (size_t i = 0; i < some.size(); ++i) {
+      check.that(nearer[i] >= exact[index(some[i])]);
     }
   }
   for (int64_t b = 0; b < blocks; ++b) {

@@ -9,13 +9,23 @@ namespace {
 constexpr int64_t kTile = 64;      // keys whose scores are held at a time
 constexpr int kHeadsAtOnce = 4;    // queries that share the loads of a key
 
-// scores[h][i] = q[h] . keys[i]
+// Keys and values are read by turns, in pieces too short for the hardware to look far ahead.
+template <typename T>
+GEMMA_TORCH_INLINE void prefetch_rows(const T* rows, int64_t count, int64_t D) {
+  const auto* p = reinterpret_cast<const char*>(rows);
+  for (int64_t b = 0; b < count * D * static_cast<int64_t>(sizeof(T)); b += 64) {
+    __builtin_prefetch(p + b, 0, 2);
+  }
+}
+
+// scores[h][i] = q[h] . keys[i]. Meanwhile asks for their values.
 template <typename T, int kHeads>
-void tile_scores(const float* q, int64_t D, const T* keys, int64_t count, float (*scores)[kTile]) {
+void tile_scores(const float* q, int64_t D, const T* keys, const T* values, int64_t count, float (*scores)[kTile]) {
   int64_t i = 0;
 #if defined(__AVX512F__)
   // Four keys at a time share the loads of four queries, and their sixteen sums are folded together.
   for (; kHeads == 4 && i + 4 <= count; i += 4) {
+    prefetch_rows(values + i * D, 4, D);
     PartF acc[16] = {};
     for (int64_t j = 0; j < D; j += 16) {
       PartF k[4];
@@ -33,6 +43,7 @@ void tile_scores(const float* q, int64_t D, const T* keys, int64_t count, float 
 #endif
   for (; i < count; ++i) {
     const T* key = keys + i * D;
+    prefetch_rows(values + i * D, 1, D);
     F acc[kHeads] = {};
     for (int64_t j = 0; j < D; j += 16) {
       const F k = load(key + j);
@@ -46,9 +57,10 @@ void tile_scores(const float* q, int64_t D, const T* keys, int64_t count, float 
   }
 }
 
-// z[h] += sum over i of weights[h][i] values[i]
+// z[h] += sum over i of weights[h][i] values[i]. Meanwhile asks for the `ahead` keys of the next tile.
 template <typename T, int kHeads>
-void tile_values(const float (*weights)[kTile], const T* values, int64_t count, int64_t D, float* z) {
+void tile_values(const float (*weights)[kTile], const T* values, int64_t count, int64_t D, const T* next_keys,
+                 int64_t ahead, float* z) {
   constexpr int64_t kWide = 64;
   int64_t j = 0;
   for (; j + kWide <= D; j += kWide) {
@@ -59,6 +71,9 @@ void tile_values(const float (*weights)[kTile], const T* values, int64_t count, 
       }
     }
     for (int64_t i = 0; i < count; ++i) {
+      if (j == 0 && i < ahead) {
+        prefetch_rows(next_keys + i * D, 1, D);
+      }
       const T* value = values + i * D + j;
       const F v0 = load(value), v1 = load(value + 16), v2 = load(value + 32), v3 = load(value + 48);
       for (int h = 0; h < kHeads; ++h) {
@@ -125,11 +140,14 @@ void attend_heads(const float* q, int64_t D, const Seen& seen, const Partial& ou
   for (const auto& run : seen.slots) {
     for (int64_t i = run.begin; i < run.end; i += kTile) {
       const int64_t count = run.end - i < kTile ? run.end - i : kTile;
-      tile_scores<T, kHeads>(q, D, static_cast<const T*>(seen.keys) + i * D, count, scores);
+      const T* keys = static_cast<const T*>(seen.keys) + i * D;
+      const T* values = static_cast<const T*>(seen.values) + i * D;
+      tile_scores<T, kHeads>(q, D, keys, values, count, scores);
       for (int h = 0; h < kHeads; ++h) {
         soften(scores[h], count, D, out.largest[h], out.sum[h], out.z + h * D);
       }
-      tile_values<T, kHeads>(scores, static_cast<const T*>(seen.values) + i * D, count, D, out.z);
+      const int64_t left = run.end - i - count;
+      tile_values<T, kHeads>(scores, values, count, D, keys + count * D, left < kTile ? left : kTile, out.z);
     }
   }
 }

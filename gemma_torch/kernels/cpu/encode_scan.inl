@@ -127,6 +127,21 @@ struct RowCodes {
   uint16_t footer[4];
 };
 
+// The next bfloat16 at or below a number, of at least 0.
+GEMMA_TORCH_INLINE uint16_t bf16_down(float x) {
+  return x > 0 ? static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16) : 0;
+}
+
+// Two bits of each lane, the first lane's lowest.
+GEMMA_TORCH_INLINE uint32_t two_bit_word(const U& codes) {
+  uint32_t lanes[16], word = 0;
+  store_as(lanes, codes);
+  for (int lane = 0; lane < 16; ++lane) {
+    word |= lanes[lane] << (2 * lane);
+  }
+  return word;
+}
+
 // Each gives the squares of the decoded numbers.
 
 GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& out) {
@@ -149,7 +164,8 @@ GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& 
   return squares;
 }
 
-GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, const float* x, int64_t columns, RowCodes& out) {
+// x becomes what the levels miss.
+GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns, RowCodes& out) {
   const int64_t groups = columns / 32 - 1;
   F sizes = {};
   for (int64_t j = 0; j < 32 * groups; j += 16) {
@@ -181,15 +197,41 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, const float* x, int64_t c
     out.scales[g] = static_cast<uint8_t>(scale[i]);
     store_bytes(out.indices + 32 * g, best.index[0]);
     store_bytes(out.indices + 32 * g + 16, best.index[1]);
+    for (int half = 0; half < 2; ++half) {
+      store(x + 16 * half, v[half] - pick(levels.level, best.index[half]) * (scale[i] * unit));
+    }
   }
   out.footer[3] = bf16_up(root_up(sum(errors), columns, most));
   return squares;
 }
 
-GEMMA_TORCH_INLINE uint32_t four_bytes(const uint8_t* p) {
-  uint32_t bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return bytes;
+// The residual x of a row, whose norm is at most `missed`. It is spread about evenly, with some tails: the step that
+// serves it best is a little below its root mean square.
+GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, float missed, uint8_t* out) {
+  const int64_t n = columns - kScanOutliers;
+  F squares = {};
+  for (int64_t j = 0; j < n; j += 16) {
+    squares = fma(load(x + j), load(x + j), squares);
+  }
+  uint16_t head[2] = {bf16_up(0.95F * std::sqrt(sum(squares) / static_cast<float>(n))), 0};
+  const float step = widen(Bf16{head[0]});
+  const float inverse = step > 0 ? 1.0F / step : 0.0F;
+  F errors = {};
+  for (int64_t j = 0; j < n; j += 16) {
+    const F magic = splat(12582912.0F);
+    const F shifted = min(max(load(x + j) * inverse + 1.5F, F{}), splat(3.0F)) + magic;
+    const F error = load(x + j) - (shifted - magic - splat(1.5F)) * step;
+    errors = fma(error, error, errors);
+    const uint32_t word = two_bit_word(as_bits(shifted) - as_bits(magic));
+    std::memcpy(out + 4 + j / 4, &word, sizeof word);
+  }
+  // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`.
+  const float left = root_up(sum(errors), columns, missed) + missed * 0x1p-22F;
+  head[1] = bf16_down((missed - left) * (1 - 0x1p-22F));
+  if (head[1] == 0) {
+    head[0] = 0;  // it would lead away
+  }
+  std::memcpy(out, head, sizeof head);
 }
 
 // Lays 16 rows' codes out as a block.
@@ -202,7 +244,7 @@ void write_block(const RowCodes (&rows)[16], int64_t groups, uint8_t* block) {
     for (int64_t g = 0; g < groups; ++g, group += 272) {
       for (int64_t two = 0; two < 4; ++two) {  // four columns in the lower halves, the next four in the upper ones
         const uint8_t* index = rows[r].indices + 32 * g + 8 * two;
-        const uint32_t pairs = four_bytes(index) | four_bytes(index + 4) << 4;
+        const int32_t pairs = four_bytes(index) | four_bytes(index + 4) << 4;
         std::memcpy(group + 64 * two + 4 * r, &pairs, sizeof pairs);
       }
       group[256 + r] = rows[r].scales[g];
@@ -213,7 +255,10 @@ void write_block(const RowCodes (&rows)[16], int64_t groups, uint8_t* block) {
   }
 }
 
-float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns, uint8_t* block, float* scratch) {
+float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns, uint8_t* block, uint8_t* residuals,
+                  float* scratch) {
+  HeadScan shape;
+  shape.columns = columns;
   const Levels levels;
   RowCodes codes[16];
   auto* bytes = reinterpret_cast<uint8_t*>(scratch + columns);
@@ -231,6 +276,8 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
     }
     const F outliers = encode_outliers(scratch, columns, codes[r]);
     const F rest = encode_rest(levels, scratch + kScanOutliers, columns, codes[r]);
+    encode_residual(scratch + kScanOutliers, columns, widen(Bf16{codes[r].footer[3]}),
+                    residuals + r * shape.residual_stride());
     const float squares = std::max(sum(outliers + rest), sum(whole));
     largest_norm = std::max(largest_norm, root_up(squares, columns, /*most=*/1.0F));
   }

@@ -126,12 +126,16 @@ struct FusedKernels {
                    float* y);
   void (*scan)(
       const HeadScan& head, Range blocks, const ScanInput& x, float* upper, float* block_upper);
-  /// Encodes 16 rows of W as a block of the scan (null: zeros); returns the largest norm among them. `scratch` has
-  /// 5 * columns floats.
+  /// Brings the bounds of some rows nearer: upper[i] is that of row ids[i] before and after.
+  void (*refine)(
+      const HeadScan& head, const int32_t* ids, int64_t count, const ScanInput& x, float* upper);
+  /// Encodes 16 rows of W as a block of the scan and their residuals (null: zeros); returns the largest norm among
+  /// them. `scratch` has 5 * columns floats.
   float (*encode_scan)(const Bf16* const* rows,
                        const int32_t* order,
                        int64_t columns,
                        uint8_t* block,
+                       uint8_t* residuals,
                        float* scratch);
   /// Whether rows of a block reach `threshold`: writes the indices of blocks that do, returns how many.
   int64_t (*reach)(const float* block_upper, Range blocks, float threshold, int32_t* found);

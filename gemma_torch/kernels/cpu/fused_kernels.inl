@@ -28,6 +28,7 @@ const FusedKernels kFusedKernels = {
     .attend_bf16 = attend<Bf16>,
     .dot_rows = dot_rows,
     .scan = scan,
+    .refine = refine,
     .encode_scan = encode_scan,
     .reach = reach,
     .panel_bf16 = panel_of<Bf16>,

@@ -23,11 +23,11 @@ GEMMA_TORCH_INLINE float dot_row(const Bf16* w, const float* x, int64_t columns)
 
 void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t count, const float* x,
               int64_t columns, float* y) {
-  constexpr int64_t kRowsAhead = 2;  // rows in any order: the next ones are asked for by hand
+  constexpr int64_t kRowsAhead = 4;  // rows in any order: the next ones are asked for by hand
   const auto ahead = [&](int64_t i) {
     const auto* p = reinterpret_cast<const char*>(table + ids[i] * columns);
     for (int64_t b = 0; b < columns * 2; b += 64) {
-      __builtin_prefetch(p + b);
+      __builtin_prefetch(p + b, 0, 2);
     }
   };
   for (int64_t i = 0; ids != nullptr && i < count && i < kRowsAhead; ++i) {
@@ -37,9 +37,7 @@ void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t coun
     if (ids != nullptr && i + kRowsAhead < count) {
       ahead(i + kRowsAhead);
     } else if (ids == nullptr) {
-      for (int64_t b = 0; b < columns * 2; b += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(table + (first + i + 2) * columns) + b);
-      }
+      prefetch_stream(reinterpret_cast<const uint8_t*>(table + (first + i) * columns), columns * 2);
     }
     y[i] = dot_row(table + (ids != nullptr ? ids[i] : first + i) * columns, x, columns);
   }
@@ -76,6 +74,45 @@ void scan(const HeadScan& head, Range blocks, const ScanInput& in, float* upper,
     scan_block(head.blocks + b * head.stride(), head.groups(), in, bound);
     std::memcpy(upper + b * kBlockRows, bound, sizeof bound);
     block_upper[b] = largest(load(upper + b * kBlockRows));
+  }
+}
+
+// Two bits for each lane, the first lane's lowest.
+GEMMA_TORCH_INLINE F two_bits(uint32_t word) {
+  static constexpr uint32_t kShifts[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return to_floats(build<I>([&](int lane) {
+    return std::bit_cast<PartI>(((PartU{} + word) >> load_as<PartU>(kShifts + lane)) & 3U);
+  }));
+}
+
+void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
+  constexpr int64_t kRowsAhead = 12;
+  const int64_t stride = head.residual_stride(), words = 2 * head.groups();
+  const auto ahead = [&](int64_t i) {
+    for (int64_t b = 0; i < count && b < stride; b += 64) {
+      __builtin_prefetch(head.residuals + ids[i] * stride + b, 0, 2);
+    }
+  };
+  for (int64_t i = 0; i < kRowsAhead; ++i) {
+    ahead(i);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    ahead(i + kRowsAhead);
+    const uint8_t* p = head.residuals + ids[i] * stride;
+    F sums[2] = {};
+    for (int64_t w = 0; w < words; w += 2) {
+      for (int64_t n = 0; n < 2; ++n) {
+        const auto word = static_cast<uint32_t>(four_bytes(p + 4 + 4 * (w + n)));
+        sums[n] = fma(two_bits(word), load(in.rest + 16 * (w + n)), sums[n]);
+      }
+    }
+    Bf16 parts[2];
+    std::memcpy(parts, p, sizeof parts);
+    const float step = widen(parts[0]), nearer = widen(parts[1]) * in.rest_norm;
+    const float value = step * (sum(sums[0] + sums[1]) - in.middle);
+    // A few roundings of numbers of these sizes.
+    const float slack = step * in.step_slack + (std::fabs(upper[i]) + nearer + std::fabs(value)) * 0x1p-21F;
+    upper[i] = upper[i] - nearer + value + slack;
   }
 }
 

@@ -20,15 +20,25 @@ namespace gemma_torch::kernels {
 /// A block of 16 rows: 8 steps of the outliers (64 bytes, laid out as kInt8); for each group 256 bytes of level
 /// indices, laid out as kLevels4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
 /// 8-bit scales, error norm of the outliers, error norm of the rest.
+///
+/// Rows that may be among the best are looked at once more before W is read: what the levels miss, w - w~ in the columns
+/// r, stands row by row at 2 bits a number, rho. Since |w_r - w~_r - rho| is a third to a quarter of |w_r - w~_r|,
+///
+///   w.x  <=  w~.x + rho.r + |w_o - w~_o| |o| + |w_r - w~_r - rho| |r|
+///
+/// is so much nearer. A row: bfloat16 step, bfloat16 difference of the two norms, rounded down; then 2 bits for each
+/// column, sixteen columns in 32 bits, the first in the lowest: (bits - 1.5) * step.
 struct HeadScan {
   int64_t rows = 0;                // a multiple of 16; those past the vocabulary are zeros
   int64_t columns = 0;             // a multiple of 32
   const int32_t* order = nullptr;  // (columns) which column of W each is; the outliers come first
   const uint8_t* blocks = nullptr;
+  const uint8_t* residuals = nullptr;
   float largest_norm = 0;  // of the decoded rows and of W's, euclidean, rounded up
 
   int64_t groups() const { return columns / 32 - 1; }
-  int64_t stride() const { return 512 + groups() * 272 + 128; }
+  int64_t stride() const { return 512 + groups() * 272 + 128; }                  // bytes of a block
+  int64_t residual_stride() const { return (4 + groups() * 8 + 31) / 32 * 32; }  // bytes of a row
 };
 
 constexpr int64_t kScanOutliers = 32;
@@ -36,11 +46,14 @@ constexpr int64_t kScanOutliers = 32;
 /// One row of activations, its columns in the order of the scan.
 struct ScanInput {
   QuantizedRow x;
-  float outlier_norm, rest_norm;  // |o|, |r|, rounded up
-  float slack;
+  float outlier_norm = 0, rest_norm = 0;  // |o|, |r|, rounded up
+  float slack = 0;
+  const float* rest = nullptr;  // r
+  float middle = 0;             // 1.5 times the sum of r
+  float step_slack = 0;         // what rounding adds to rho.r, for a step of 1
 };
 
-/// Fills in the norms and the slack of x (columns), whose quantised form is in input.x already.
+/// Fills in what belongs to x (columns), whose quantised form is in input.x already. x is kept.
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input);
 
 }  // namespace gemma_torch::kernels
