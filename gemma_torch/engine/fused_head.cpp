@@ -66,7 +66,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
       thread.rows.reserve(s.most_rows);
       thread.upper.reserve(s.most_rows);
       thread.scores.reserve(s.most_rows);
-      thread.scored.reserve(s.most_rows);
+      thread.scored.reserve(2 * s.most_rows);
     }
   }
   auto& s = *top_;
@@ -79,6 +79,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     }
   }
   s.first_scores.resize(threads * s.likely_rows);
+  s.merged.reserve(threads * (s.most_rows + s.likely_rows));
   return s;
 }
 
