@@ -63,8 +63,8 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     s.threads.resize(threads);
     for (auto& thread : s.threads) {
       thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
-      thread.rows.reserve(s.most_rows);
-      thread.upper.reserve(s.most_rows);
+      thread.rows.resize(s.most_rows + kBlockRows);
+      thread.upper.resize(s.most_rows + kBlockRows);
       thread.scores.reserve(s.most_rows);
       thread.scored.reserve(2 * s.most_rows);
     }
@@ -77,6 +77,9 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     for (auto& best : of_rows) {
       best.restart(s.likely_rows);
     }
+  }
+  for (auto& thread : s.threads) {
+    thread.rows.resize(std::max(thread.rows.size(), s.likely_rows));
   }
   s.first_scores.resize(threads * s.likely_rows);
   s.merged.reserve(threads * (s.most_rows + s.likely_rows));
@@ -116,26 +119,21 @@ bool FusedEngine::score_share(size_t b, int i) {
   const auto E = model_->cfg.emb_dim;
   const float* const x = last_.data() + static_cast<int64_t>(b) * E;
   float* const upper = s.upper[b].data();
-  const auto score = [&] {
-    own.scores.resize(own.rows.size());
-    kernel_.dot_rows(pack_->head(),
-                     own.rows.data(),
-                     0,
-                     static_cast<int64_t>(own.rows.size()),
-                     x,
-                     E,
-                     own.scores.data());
-    for (size_t n = 0; n < own.rows.size(); ++n) {
+  const auto score = [&](size_t count) {
+    own.scores.resize(count);
+    kernel_.dot_rows(
+        pack_->head(), own.rows.data(), 0, static_cast<int64_t>(count), x, E, own.scores.data());
+    for (size_t n = 0; n < count; ++n) {
       own.scored.push_back({own.rows[n], own.scores[n]});
     }
   };
-  own.rows.clear();
   own.scored.clear();
+  size_t count = 0;
   for (const auto& likely : s.likely[static_cast<size_t>(i)][b].all()) {
-    own.rows.push_back(static_cast<int32_t>(likely.id));
+    own.rows[count++] = static_cast<int32_t>(likely.id);
     upper[likely.id] = kNone;  // done with
   }
-  score();
+  score(count);
   float* const mine = s.first_scores.data() + static_cast<size_t>(i) * s.likely_rows;
   std::fill_n(mine, s.likely_rows, kNone);
   std::copy(own.scores.begin(), own.scores.end(), mine);
@@ -149,35 +147,31 @@ bool FusedEngine::score_share(size_t b, int i) {
   const auto share = team_.share(head.rows / kBlockRows, i);
   const auto blocks =
       kernel_.reach(s.block_upper[b].data(), {share.begin, share.end}, bar, own.blocks.data());
-  own.rows.clear();
-  own.upper.clear();
-  for (int64_t n = 0; n < blocks; ++n) {
-    const int64_t first = own.blocks[static_cast<size_t>(n)] * kBlockRows;
-    for (int64_t row = first; row < std::min(first + kBlockRows, vocab_size()); ++row) {
-      if (upper[row] >= bar) {
-        if (own.rows.size() == s.most_rows) {
-          return false;  // too many: the full head reads them faster, in order
-        }
-        own.rows.push_back(static_cast<int32_t>(row));
-        own.upper.push_back(upper[row]);
-      }
-    }
+  count = static_cast<size_t>(kernel_.reach_rows(upper,
+                                                 own.blocks.data(),
+                                                 blocks,
+                                                 bar,
+                                                 static_cast<int64_t>(s.most_rows),
+                                                 own.rows.data(),
+                                                 own.upper.data()));
+  if (count > s.most_rows) {
+    return false;  // too many: the full head reads them faster, in order
+  }
+  while (count > 0 && own.rows[count - 1] >= vocab_size()) {
+    --count;  // the zeros that fill the last block
   }
   // Where they are many, most can be told from the best at less than half of what their rows cost.
-  if (own.rows.size() > kFewRows) {
-    kernel_.refine(head,
-                   own.rows.data(),
-                   static_cast<int64_t>(own.rows.size()),
-                   s.bounds[b],
-                   own.upper.data());
+  if (count > kFewRows) {
+    kernel_.refine(
+        head, own.rows.data(), static_cast<int64_t>(count), s.bounds[b], own.upper.data());
     size_t kept = 0;
-    for (size_t n = 0; n < own.rows.size(); ++n) {
+    for (size_t n = 0; n < count; ++n) {
       own.rows[kept] = own.rows[n];
       kept += own.upper[n] >= bar ? 1 : 0;
     }
-    own.rows.resize(kept);
+    count = kept;
   }
-  score();
+  score(count);
   return true;
 }
 

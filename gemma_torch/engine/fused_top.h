@@ -43,7 +43,7 @@ struct FusedEngine::TopState {
   std::vector<std::vector<float>> block_upper;  // (B) of (V / 16)
   std::vector<std::vector<Best>> likely;        // (threads) of (B)
   struct PerThread {
-    std::vector<int32_t> blocks, rows;
+    std::vector<int32_t> blocks, rows;  // as long as they ever get; the first ones count
     std::vector<float> upper, scores;
     std::vector<Candidate> scored;
   };

@@ -327,6 +327,40 @@ void check_dot_rows(const Subject& s, const Table& table) {
   });
 }
 
+// The rows of the blocks found, of bounds of their own.
+void check_reach_rows(Check& check,
+                      const Subject& s,
+                      const std::vector<int32_t>& blocks,
+                      float threshold) {
+  Random random(34);
+  const auto upper = random.normals(16'000);
+  std::vector<int32_t> want;
+  for (const auto block : blocks) {
+    for (int32_t row = 16 * block; row < 16 * block + 16; ++row) {
+      if (upper[index(row)] >= threshold) {
+        want.push_back(row);
+      }
+    }
+  }
+  for (const int64_t most : {int64_t{16'000}, int64_t{3}}) {
+    std::vector<int32_t> rows(index(most + 16), -1);
+    std::vector<float> bounds(rows.size());
+    const int64_t count = s.kernels.reach_rows(upper.data(),
+                                               blocks.data(),
+                                               static_cast<int64_t>(blocks.size()),
+                                               threshold,
+                                               most,
+                                               rows.data(),
+                                               bounds.data());
+    const auto all = static_cast<int64_t>(want.size());
+    check.that(all <= most ? count == all : count > most && count <= most + 16);
+    for (int64_t i = 0; i < std::min(count, most); ++i) {
+      check.same(rows[index(i)], want[index(i)]);
+      check.same(bounds[index(i)], upper[index(want[index(i)])]);
+    }
+  }
+}
+
 void check_reach(const Subject& s) {
   s.report.check(s.name("reach"), [&](Check& check) {
     Random random(33);
@@ -344,6 +378,7 @@ void check_reach(const Subject& s) {
         const int64_t count = s.kernels.reach(upper.data(), {begin, end}, threshold, found.data());
         found.resize(index(std::clamp<int64_t>(count, 0, end - begin)));
         check.same(found, want);
+        check_reach_rows(check, s, found, threshold);
       }
     }
   });

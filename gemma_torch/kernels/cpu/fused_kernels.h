@@ -139,6 +139,15 @@ struct FusedKernels {
                        float* scratch);
   /// Whether rows of a block reach `threshold`: writes the indices of blocks that do, returns how many.
   int64_t (*reach)(const float* block_upper, Range blocks, float threshold, int32_t* found);
+  /// The rows of those blocks that do, in order, and their bounds; returns how many, or ends soon after `most` of them.
+  /// rows and bounds have room for `most` + 16.
+  int64_t (*reach_rows)(const float* upper,
+                        const int32_t* blocks,
+                        int64_t count,
+                        float threshold,
+                        int64_t most,
+                        int32_t* rows,
+                        float* bounds);
 
   // ---- many tokens: products of 32 rows and 32 columns
   /// A block of 16 rows of w as a panel (columns / 2, 16, 2) bfloat16, or (columns, 16) float32.

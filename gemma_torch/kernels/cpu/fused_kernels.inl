@@ -31,6 +31,7 @@ const FusedKernels kFusedKernels = {
     .refine = refine,
     .encode_scan = encode_scan,
     .reach = reach,
+    .reach_rows = reach_rows,
     .panel_bf16 = panel_of<Bf16>,
     .panel_f32 = panel_of<float>,
     .gemm = {nothing, nothing, gemm_bf16, gemm_f32},

@@ -141,5 +141,30 @@ int64_t reach(const float* block_upper, Range blocks, float threshold, int32_t* 
   return count;
 }
 
+int64_t reach_rows(const float* upper, const int32_t* blocks, int64_t count, float threshold, int64_t most,
+                   int32_t* rows, float* bounds) {
+  int64_t found = 0;
+  for (int64_t n = 0; n < count && found <= most; ++n) {
+    const int32_t first = blocks[n] * static_cast<int32_t>(kBlockRows);
+    const float* from = upper + first;
+#if defined(__AVX512F__)
+    const __m512 all = load_as<__m512>(from);
+    const __mmask16 reaching = _mm512_cmp_ps_mask(all, _mm512_set1_ps(threshold), _CMP_GE_OQ);
+    const __m512i numbers = _mm512_add_epi32(
+        _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    store_as(rows + found, _mm512_maskz_compress_epi32(reaching, numbers));
+    store_as(bounds + found, _mm512_maskz_compress_ps(reaching, all));
+    found += __builtin_popcount(reaching);
+#else
+    for (int32_t r = 0; r < static_cast<int32_t>(kBlockRows); ++r) {
+      rows[found] = first + r;
+      bounds[found] = from[r];
+      found += from[r] >= threshold ? 1 : 0;
+    }
+#endif
+  }
+  return found;
+}
+
 }  // namespace
 }  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA
