@@ -9,6 +9,28 @@ namespace {
 constexpr int64_t kTile = 64;      // keys whose scores are held at a time
 constexpr int kHeadsAtOnce = 4;    // queries that share the loads of a key
 
+#if defined(__AVX512F__)
+// Lane 4 i + j is sum(x[4 j + i]), to the bit.
+GEMMA_TORCH_INLINE PartF sums_by_four(const PartF (&x)[16]) {
+  const auto of = [](const PartF& v) { return std::bit_cast<__m512>(v); };
+  __m512 eight[8], four[4], two[2];
+  unrolled<8>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = of(x[2 * i]), b = of(x[2 * i + 1]);
+    eight[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+  });
+  unrolled<4>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = eight[2 * i], b = eight[2 * i + 1];
+    four[i] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  });
+  unrolled<2>([&](auto i) __attribute__((always_inline)) {
+    const __m512 a = four[2 * i], b = four[2 * i + 1];
+    two[i] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
+  });
+  return std::bit_cast<PartF>(_mm512_shuffle_ps(two[0], two[1], 0x88) +
+                              _mm512_shuffle_ps(two[0], two[1], 0xdd));
+}
+#endif
+
 // Keys and values are read by turns, in pieces too short for the hardware to look far ahead.
 template <typename T>
 GEMMA_TORCH_INLINE void prefetch_rows(const T* rows, int64_t count, int64_t D) {

@@ -312,27 +312,6 @@ GEMMA_TORCH_INLINE float fold(const Pair<V>& x, const Op& op) {
 GEMMA_TORCH_INLINE float sum(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return a + b; });
 }
-#if defined(__AVX512F__)
-// Lane 4 i + j is sum(x[4 j + i]), to the bit.
-GEMMA_TORCH_INLINE PartF sums_by_four(const PartF (&x)[16]) {
-  const auto of = [](const PartF& v) { return std::bit_cast<__m512>(v); };
-  __m512 eight[8], four[4], two[2];
-  unrolled<8>([&](auto i) __attribute__((always_inline)) {
-    const __m512 a = of(x[2 * i]), b = of(x[2 * i + 1]);
-    eight[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
-  });
-  unrolled<4>([&](auto i) __attribute__((always_inline)) {
-    const __m512 a = eight[2 * i], b = eight[2 * i + 1];
-    four[i] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
-  });
-  unrolled<2>([&](auto i) __attribute__((always_inline)) {
-    const __m512 a = four[2 * i], b = four[2 * i + 1];
-    two[i] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
-  });
-  return std::bit_cast<PartF>(_mm512_shuffle_ps(two[0], two[1], 0x88) +
-                              _mm512_shuffle_ps(two[0], two[1], 0xdd));
-}
-#endif
 GEMMA_TORCH_INLINE float largest(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return select(a > b, a, b); });
 }
@@ -342,24 +321,6 @@ GEMMA_TORCH_INLINE float widen(float x) {
 }
 GEMMA_TORCH_INLINE float widen(Bf16 x) {
   return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
-}
-
-// e^x to about 2 units in the last place: x = n ln 2 + r, and a polynomial for e^r, |r| <= 0.35. Below -87 it is 0 or
-// nearly, above 88 the largest power of two.
-GEMMA_TORCH_INLINE F exp(F x) {
-  x = min(max(x, splat(-87.0F)), splat(88.0F));
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
-  const F shifted = x * 1.44269504F + magic;
-  const F n = shifted - magic;
-  const F r = (x - n * 0.693145752F) - n * 1.42860677e-6F;
-  F p = splat(1.9875691e-4F);
-  p = fma(p, r, splat(1.3981999e-3F));
-  p = fma(p, r, splat(8.3334519e-3F));
-  p = fma(p, r, splat(4.1665796e-2F));
-  p = fma(p, r, splat(1.6666666e-1F));
-  p = fma(p, r, splat(5.0000001e-1F));
-  p = fma(p, r * r, r + 1.0F);
-  return as_float(as_bits(p) + ((as_bits(shifted) - as_bits(magic)) << 23));
 }
 
 // Asks for what a stream of weights needs next: soon in the innermost cache, later in the one behind it.
