@@ -95,6 +95,7 @@ class FusedEngine : public Engine {
 
   // fused_head.cpp
   struct TopState;
+  void normalize(int64_t row, float* to) const;
   void normalize_last();
   TopState& prepare_top(int64_t k);
   void scan_share(int i);

@@ -27,6 +27,16 @@ constexpr size_t kFewRows = 32;
 
 }  // namespace
 
+// final_norm of a row of hidden_.
+void FusedEngine::normalize(int64_t row, float* to) const {
+  const auto E = model_->cfg.emb_dim;
+  kernel_.rms_norm(hidden_.data() + row * E,
+                   pack_->final_norm(),
+                   to,
+                   E,
+                   static_cast<float>(model_->cfg.rms_norm_eps));
+}
+
 void FusedEngine::normalize_last() {
   check(hidden_tokens_ > 0, "[logits] expected an append since the last reset or rewind, got none");
   if (!last_.empty()) {
@@ -35,11 +45,7 @@ void FusedEngine::normalize_last() {
   const auto E = model_->cfg.emb_dim;
   last_.resize(static_cast<size_t>(batch() * E));
   for (int64_t b = 0; b < batch(); ++b) {
-    kernel_.rms_norm(hidden_.data() + ((b + 1) * hidden_tokens_ - 1) * E,
-                     pack_->final_norm(),
-                     last_.data() + b * E,
-                     E,
-                     static_cast<float>(model_->cfg.rms_norm_eps));
+    normalize((b + 1) * hidden_tokens_ - 1, last_.data() + b * E);
   }
 }
 
@@ -261,11 +267,7 @@ at::Tensor FusedEngine::logits(Rows rows) {
   for (int64_t start = 0; start < all; start += kAtOnce) {
     const auto count = std::min(kAtOnce, all - start);
     for (int64_t n = 0; n < count; ++n) {
-      kernel_.rms_norm(hidden_.data() + (start + n) * E,
-                       pack_->final_norm(),
-                       x.data() + n * E,
-                       E,
-                       static_cast<float>(model_->cfg.rms_norm_eps));
+      normalize(start + n, x.data() + n * E);
     }
     full_logits(x.data(), count, logits.mutable_data_ptr<float>() + start * V);
   }

@@ -70,11 +70,7 @@ at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
   for (int64_t start = 0; start < tokens; start += kAtOnce) {
     const auto count = std::min(kAtOnce, tokens - start);
     for (int64_t n = 0; n < count; ++n) {
-      kernel_.rms_norm(hidden_.data() + (start + n) * E,
-                       pack_->final_norm(),
-                       x.data() + n * E,
-                       E,
-                       static_cast<float>(model_->cfg.rms_norm_eps));
+      normalize(start + n, x.data() + n * E);
     }
     if (bf16_products_) {
       Bf16* out[3] = {parts.data(), parts.data() + kAtOnce * E, parts.data() + 2 * kAtOnce * E};

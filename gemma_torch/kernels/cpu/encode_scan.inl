@@ -6,8 +6,6 @@
 // error, its square) and a sum of n terms, in any order, n - 1 more: it is at least (1 - (n + 3) 2^-24) times the true
 // one. A square that underflows is off by less than 2^-126.
 
-#include <algorithm>
-
 #include "gemma_torch/kernels/cpu/head_scan.h"
 #include "gemma_torch/kernels/cpu/lanes.h"
 
@@ -278,8 +276,8 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
     const F rest = encode_rest(levels, scratch + kScanOutliers, columns, codes[r]);
     encode_residual(scratch + kScanOutliers, columns, widen(Bf16{codes[r].footer[3]}),
                     residuals + r * shape.residual_stride());
-    const float squares = std::max(sum(outliers + rest), sum(whole));
-    largest_norm = std::max(largest_norm, root_up(squares, columns, /*most=*/1.0F));
+    const float squares = max(sum(outliers + rest), sum(whole));
+    largest_norm = max(largest_norm, root_up(squares, columns, /*most=*/1.0F));
   }
   write_block(codes, columns / 32 - 1, block);
   return largest_norm;

@@ -22,7 +22,8 @@ namespace gemma_torch::kernels {
 /// 8-bit scales, error norm of the outliers, error norm of the rest.
 ///
 /// Rows that may be among the best are looked at once more before W is read: what the levels miss, w - w~ in the columns
-/// r, stands row by row at 2 bits a number, rho. Since |w_r - w~_r - rho| is a third to a quarter of |w_r - w~_r|,
+/// r, stands row by row at 2 bits a number, rho. Since |w_r - w~_r - rho| is 0.4 of |w_r - w~_r| (the median on
+/// Gemma 3 270M),
 ///
 ///   w.x  <=  w~.x + rho.r + |w_o - w~_o| |o| + |w_r - w~_r - rho| |r|
 ///
