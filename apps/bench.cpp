@@ -50,10 +50,9 @@ void run_bench(BenchFlags flags) {
   for (const auto& test : tests) {
     progress.show(++done, static_cast<int64_t>(tests.size()));
     const auto threads = static_cast<int>(test.n_threads);
-    const auto before = meter.now(device, threads);
-    const auto result = runner.run(test);
-    const auto roofline = best_median(joined(before, meter.now(device, threads)));
-    const auto record = make_record(test, result, roofline, loaded, flags.model);
+    std::vector<Round> rounds;
+    const auto result = runner.run(test, [&] { rounds.push_back(meter.now(device, threads)); });
+    const auto record = make_record(test, result, best_median(rounds), loaded, flags.model);
     writer.add(record);
     warn_if_exceeded(record, test);
   }

@@ -101,19 +101,28 @@ Spread add_times(Record& record, const BenchTest& test, const std::vector<double
 
 void add_bandwidth(Record& record,
                    const BenchTest& test,
-                   int64_t bytes_per_step,
+                   const BenchResult& result,
                    double tokens_per_second,
                    const Roofline& roofline) {
   const bool steps_only = test.n_prompt == 0;
+  const auto bytes_per_step = result.engine.bytes_per_token;
   const auto steps_per_second = tokens_per_second / static_cast<double>(test.n_sequences);
   const auto achieved = static_cast<double>(bytes_per_step) * steps_per_second;
-  const auto share = achieved / roofline.bytes_per_second;
+  // Each repetition against the readings just before and just after it: memory is faster in some seconds than in others.
+  std::vector<double> shares;
+  for (size_t i = 0; i < result.seconds.size(); ++i) {
+    const auto pass = (roofline.seconds[i] + roofline.seconds[i + 1]) / 2;
+    const auto bytes = static_cast<double>(bytes_per_step * test.n_gen);
+    shares.push_back(bytes / result.seconds[i] * pass / roofline.bytes);
+  }
+  const auto share = spread(shares).median;
   const auto if_steps = [&](auto value) { return steps_only ? Record(value) : Record(); };
   record["bytes_per_token"] = if_steps(bytes_per_step);
   record["achieved_gb_s"] = if_steps(achieved / 1e9);
   record["roofline_gb_s"] = roofline.bytes_per_second / 1e9;
   record["roofline_reading"] = roofline.reading;
   record["roofline_share"] = if_steps(share);
+  record["samples_roofline_share"] = steps_only ? shares : std::vector<double>();
   record["roofline_exceeded"] = steps_only && share > kMostShare;
 }
 
@@ -172,7 +181,7 @@ nlohmann::ordered_json make_record(const BenchTest& test,
   record["quant"] = result.engine.quant();
   record["n_sequences"] = test.n_sequences;
   record["top_k"] = test.top_k;
-  add_bandwidth(record, test, result.engine.bytes_per_token, rate.median, roofline);
+  add_bandwidth(record, test, result, rate.median, roofline);
   record["time_to_first_token_ms"] = spread(result.first_token_seconds).median * 1e3;
   record["peak_memory_bytes"] = result.peak_memory;
   record["logits_hash"] = result.hash ? Record(fmt::format("{:016x}", *result.hash)) : Record();

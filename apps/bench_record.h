@@ -19,8 +19,8 @@ constexpr double kMostShare = 1.05;
 
 /// llama-bench's fields under its names and in its order, then ours. Rates count the tokens of all
 /// rows. `bytes_per_token` is of one step, whatever the rows; `achieved_gb_s` takes the median.
-/// Null where there is nothing to say: those two, and the share, of a test that reads a prompt,
-/// which is bound by arithmetic.
+/// `roofline_share` is the median of the repetitions' own, each against the readings beside it. Null where there is
+/// nothing to say: those two, and the share, of a test that reads a prompt, which is bound by arithmetic.
 nlohmann::ordered_json make_record(const BenchTest& test,
                                    const BenchResult& result,
                                    const Roofline& roofline,

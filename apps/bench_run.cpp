@@ -63,7 +63,7 @@ BenchRunner::BenchRunner(const Pretrained& loaded,
   }
 }
 
-BenchResult BenchRunner::run(const BenchTest& test) {
+BenchResult BenchRunner::run(const BenchTest& test, const std::function<void()>& beside) {
   BenchResult result;
   const auto short_test = [&] {
     auto warm_up = test;
@@ -79,8 +79,10 @@ BenchResult BenchRunner::run(const BenchTest& test) {
   }
   prepare(test, /*profile=*/false);
   once(short_test);
+  beside();
   for (int i = 0; i < how_.repetitions; ++i) {
     const auto sample = once(test);
+    beside();
     result.seconds.push_back(sample.seconds);
     result.first_token_seconds.push_back(sample.first_token_seconds);
   }

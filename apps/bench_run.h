@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -34,8 +35,9 @@ class BenchRunner {
               std::vector<BenchTest> tests,
               const BenchHow& how);
 
-  /// One warm-up, which does not count, then the repetitions.
-  BenchResult run(const BenchTest& test);
+  /// One warm-up, which does not count, then the repetitions. `beside` is called before the first of them and after
+  /// each.
+  BenchResult run(const BenchTest& test, const std::function<void()>& beside);
 
  private:
   struct Sample {

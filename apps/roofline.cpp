@@ -26,8 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kBytes = size_t{512} << 20;  // far above any cache
 constexpr uint64_t kWords = kBytes / sizeof(uint64_t);
-constexpr int kRounds = 3;
-constexpr double kFreshSeconds = 1;
+constexpr double kFreshSeconds = 0.25;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -131,20 +130,13 @@ int serve(int requests, int replies) {
   }
 }
 
-std::vector<double> device_round(const at::Tensor& words, c10::Device device) {
+Round device_round(const at::Tensor& words, c10::Device device) {
   synchronize(device);
   const auto start = Clock::now();
   const auto total = static_cast<uint64_t>(words.sum().item<int64_t>());
   const auto seconds = seconds_since(start);
   check(total == kWords, "[roofline] sum: expected {}, got {}", kWords, total);
   return {seconds};
-}
-
-void add(Passes& passes, const std::vector<double>& round) {
-  passes.resize(round.size());
-  for (size_t i = 0; i < round.size(); ++i) {
-    passes[i].push_back(round[i]);
-  }
 }
 
 double median(std::vector<double> values) {
@@ -155,23 +147,22 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-Roofline best_median(const Passes& passes) {
+Roofline best_median(const std::vector<Round>& rounds) {
+  const auto count = rounds.empty() ? 0 : rounds[0].size();
   Roofline best;
-  for (size_t i = 0; i < passes.size(); ++i) {
-    const auto speed = static_cast<double>(kBytes) / median(passes[i]);
+  for (size_t i = 0; i < count; ++i) {
+    std::vector<double> seconds;
+    for (const auto& round : rounds) {
+      seconds.push_back(round[i]);
+    }
+    const auto bytes = static_cast<double>(kBytes);
+    const auto speed = bytes / median(seconds);
     if (speed > best.bytes_per_second) {
-      const bool cpu = passes.size() == readings().size();
-      best = {speed, cpu ? reading_name(readings()[i]) : "sum on the device"};
+      const bool cpu = count == readings().size();
+      best = {speed, cpu ? reading_name(readings()[i]) : "sum on the device", seconds, bytes};
     }
   }
   return best;
-}
-
-Passes joined(Passes first, const Passes& second) {
-  for (size_t i = 0; i < second.size(); ++i) {
-    first[i].insert(first[i].end(), second[i].begin(), second[i].end());
-  }
-  return first;
 }
 
 RooflineMeter::RooflineMeter() {
@@ -199,7 +190,7 @@ RooflineMeter::~RooflineMeter() {
   }
 }
 
-const Passes& RooflineMeter::now(c10::Device device, int threads) {
+const Round& RooflineMeter::now(c10::Device device, int threads) {
   if (threads != last_threads_ || seconds_since(last_time_) > kFreshSeconds) {
     last_ = measure(device, threads);
     last_threads_ = threads;
@@ -208,25 +199,18 @@ const Passes& RooflineMeter::now(c10::Device device, int threads) {
   return last_;
 }
 
-Passes RooflineMeter::measure(c10::Device device, int threads) {
-  Passes passes;
-  const auto words = device.is_cpu() ? at::Tensor()
-                                     : at::ones({static_cast<int64_t>(kWords)},
-                                                at::TensorOptions(at::kLong).device(device));
-  for (int round = 0; round < kRounds; ++round) {
-    if (!device.is_cpu()) {
-      add(passes, device_round(words, device));
-      continue;
-    }
-    std::vector<double> seconds(readings().size());
-    check(write_all(requests_, &threads, sizeof threads) &&
-              read_all(replies_, seconds.data(), seconds.size() * sizeof(double)),
-          "[roofline] the process that measures it has died: expected {} MiB and {} threads",
-          kBytes >> 20,
-          threads);
-    add(passes, seconds);
+Round RooflineMeter::measure(c10::Device device, int threads) {
+  if (!device.is_cpu()) {
+    const auto how = at::TensorOptions(at::kLong).device(device);
+    return device_round(at::ones({static_cast<int64_t>(kWords)}, how), device);
   }
-  return passes;
+  Round seconds(readings().size());
+  check(write_all(requests_, &threads, sizeof threads) &&
+            read_all(replies_, seconds.data(), seconds.size() * sizeof(double)),
+        "[roofline] the process that measures it has died: expected {} MiB and {} threads",
+        kBytes >> 20,
+        threads);
+  return seconds;
 }
 
 }  // namespace gemma_torch::apps

@@ -9,18 +9,17 @@
 
 namespace gemma_torch::apps {
 
-/// Seconds of the passes over 512 MiB: one row for each way of reading (readings() on the CPU).
-using Passes = std::vector<std::vector<double>>;
+/// Seconds of one pass over 512 MiB by each way of reading (readings() on the CPU).
+using Round = std::vector<double>;
 
 /// The way of reading whose median pass was the fastest.
 struct Roofline {
-  double bytes_per_second = 0;
-  std::string reading;  // "2 streams, prefetch 1024"
+  double bytes_per_second = 0;  // of the median pass
+  std::string reading;          // "2 streams, prefetch 1024"
+  std::vector<double> seconds;  // of its pass in each round
+  double bytes = 0;             // of a pass
 };
-Roofline best_median(const Passes& passes);
-
-/// `first` with the passes of `second` after its own.
-Passes joined(Passes first, const Passes& second);
+Roofline best_median(const std::vector<Round>& rounds);
 
 /// How fast this machine reads memory, which is what decoding can reach if it only reads weights.
 /// On the CPU a process of its own sums 512 MiB on pages of 2 MiB, so that its memory is not in
@@ -33,15 +32,15 @@ class RooflineMeter {
   RooflineMeter(const RooflineMeter&) = delete;
   RooflineMeter& operator=(const RooflineMeter&) = delete;
 
-  /// Three passes of every reading, in turn; on the CPU with `threads` threads. Those of the last
-  /// call where they are the same and less than a second old: many short tests take no longer.
+  /// One pass of every reading, in turn; on the CPU with `threads` threads. The last round where
+  /// that is less than a quarter of a second old: many short tests take no longer.
   /// Throws: Error if there are not 512 MiB.
-  const Passes& now(c10::Device device, int threads);
+  const Round& now(c10::Device device, int threads);
 
  private:
-  Passes measure(c10::Device device, int threads);
+  Round measure(c10::Device device, int threads);
 
-  Passes last_;
+  Round last_;
   int last_threads_ = 0;
   std::chrono::steady_clock::time_point last_time_;
   int requests_ = -1;  // descriptors of the pipes to and from the process

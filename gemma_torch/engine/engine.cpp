@@ -157,7 +157,7 @@ void Engine::copy_from(const Engine& other) {
 
 const std::vector<Candidate>& Engine::candidates(int64_t row, const Sampling& sampling) {
   // More than k are asked for at first because bfloat16 logits are often equal at the k-th place.
-  constexpr int64_t kSpare = 16;
+  constexpr int64_t kSpare = 4;
   const bool penalised = sampling.repetition_penalty != 1;
   const auto all = vocab_size_;
   const int64_t wanted = sampling.temperature == 0 ? 1 : sampling.top_k > 0 ? sampling.top_k : all;

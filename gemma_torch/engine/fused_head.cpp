@@ -22,8 +22,9 @@ using kernels::Range;
 // Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
 constexpr int64_t kScanPart = 128;
 
-// Rows that are scored at once, without a second look at their bounds.
-constexpr size_t kFewRows = 32;
+// Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
+// look at their bounds.
+constexpr size_t kPiece = 256, kFewRows = 32;
 
 }  // namespace
 
@@ -71,8 +72,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
       thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
       thread.rows.resize(s.most_rows + kBlockRows);
       thread.upper.resize(s.most_rows + kBlockRows);
-      thread.scores.reserve(s.most_rows);
-      thread.scored.reserve(2 * s.most_rows);
+      thread.scored.reserve(threads * s.most_rows);
     }
   }
   auto& s = *top_;
@@ -116,8 +116,9 @@ void FusedEngine::scan_share(int i) {
   }
 }
 
-// One thread's part of the choice for row b of the batch: scores exactly what looked best, agrees with the others on
-// what the k-th best must at least have, then scores whatever may still reach that.
+// One thread's part of the choice for row b of the batch: scores exactly what looked best in its share, agrees with the
+// others on what the k-th best must at least have, finds whatever may still reach that, then scores a part of what all
+// have found. False if that is too much.
 bool FusedEngine::score_share(size_t b, int i) {
   auto& s = *top_;
   auto& own = s.threads[static_cast<size_t>(i)];
@@ -125,12 +126,11 @@ bool FusedEngine::score_share(size_t b, int i) {
   const auto E = model_->cfg.emb_dim;
   const float* const x = last_.data() + static_cast<int64_t>(b) * E;
   float* const upper = s.upper[b].data();
-  const auto score = [&](size_t count) {
+  const auto score = [&](const int32_t* rows, size_t count) {
     own.scores.resize(count);
-    kernel_.dot_rows(
-        pack_->head(), own.rows.data(), 0, static_cast<int64_t>(count), x, E, own.scores.data());
+    kernel_.dot_rows(pack_->head(), rows, 0, static_cast<int64_t>(count), x, E, own.scores.data());
     for (size_t n = 0; n < count; ++n) {
-      own.scored.push_back({own.rows[n], own.scores[n]});
+      own.scored.push_back({rows[n], own.scores[n]});
     }
   };
   own.scored.clear();
@@ -139,7 +139,7 @@ bool FusedEngine::score_share(size_t b, int i) {
     own.rows[count++] = static_cast<int32_t>(likely.id);
     upper[likely.id] = kNone;  // done with
   }
-  score(count);
+  score(own.rows.data(), count);
   float* const mine = s.first_scores.data() + static_cast<size_t>(i) * s.likely_rows;
   std::fill_n(mine, s.likely_rows, kNone);
   std::copy(own.scores.begin(), own.scores.end(), mine);
@@ -153,32 +153,51 @@ bool FusedEngine::score_share(size_t b, int i) {
   const auto share = team_.share(head.rows / kBlockRows, i);
   const auto blocks =
       kernel_.reach(s.block_upper[b].data(), {share.begin, share.end}, bar, own.blocks.data());
-  count = static_cast<size_t>(kernel_.reach_rows(upper,
-                                                 own.blocks.data(),
-                                                 blocks,
-                                                 bar,
-                                                 static_cast<int64_t>(s.most_rows),
-                                                 own.rows.data(),
-                                                 own.upper.data()));
-  if (count > s.most_rows) {
-    return false;  // too many: the full head reads them faster, in order
+  own.found = static_cast<size_t>(kernel_.reach_rows(upper,
+                                                     own.blocks.data(),
+                                                     blocks,
+                                                     bar,
+                                                     static_cast<int64_t>(s.most_rows),
+                                                     own.rows.data(),
+                                                     own.upper.data()));
+  while (own.found > 0 && own.rows[own.found - 1] >= vocab_size()) {
+    --own.found;  // the zeros that fill the last block
   }
-  while (count > 0 && own.rows[count - 1] >= vocab_size()) {
-    --count;  // the zeros that fill the last block
-  }
-  // Where they are many, most can be told from the best at less than half of what their rows cost.
-  if (count > kFewRows) {
-    kernel_.refine(
-        head, own.rows.data(), static_cast<int64_t>(count), s.bounds[b], own.upper.data());
-    size_t kept = 0;
-    for (size_t n = 0; n < count; ++n) {
-      own.rows[kept] = own.rows[n];
-      kept += own.upper[n] >= bar ? 1 : 0;
+  team_.barrier();
+  for (const auto& thread : s.threads) {
+    if (thread.found > s.most_rows) {
+      return false;  // too many: the full head reads them faster, in order
     }
-    count = kept;
   }
-  score(count);
-  return true;
+  // Tokens that are often among the best stand together, at the beginning of the vocabulary, so what one thread has
+  // found may be most of all: whoever is free takes the next piece.
+  const auto pieces = [](const auto& thread) { return (thread.found + kPiece - 1) / kPiece; };
+  auto from = s.threads.begin();
+  size_t before = 0;  // pieces of the threads before that one
+  for (;;) {
+    const auto piece = static_cast<size_t>(team_.claim());
+    while (from != s.threads.end() && piece >= before + pieces(*from)) {
+      before += pieces(*from++);
+    }
+    if (from == s.threads.end()) {
+      return true;
+    }
+    const auto begin = (piece - before) * kPiece;
+    int32_t* const rows = from->rows.data() + begin;
+    float* const bounds = from->upper.data() + begin;
+    count = std::min(kPiece, from->found - begin);
+    // Where they are many, most can be told from the best at less than half of what their rows cost.
+    if (count > kFewRows) {
+      kernel_.refine(head, rows, static_cast<int64_t>(count), s.bounds[b], bounds);
+      size_t kept = 0;
+      for (size_t n = 0; n < count; ++n) {
+        rows[kept] = rows[n];
+        kept += bounds[n] >= bar ? 1 : 0;
+      }
+      count = kept;
+    }
+    score(rows, count);
+  }
 }
 
 bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {

@@ -7,6 +7,7 @@
 
 #include "gemma_torch/base/memory.h"
 #include "gemma_torch/engine/fused_chunk.h"
+#include "gemma_torch/kernels/cpu/prefetch.h"
 
 namespace gemma_torch {
 namespace {
@@ -64,7 +65,7 @@ class Ahead {
 
   void step() {
     for (int64_t n = std::min(step_, left_); n > 0; --n, --left_) {
-      __builtin_prefetch(next_ + line_ * 64, 0, 2);
+      kernels::prefetch_later(next_ + line_ * 64);
       if (++line_ == lines_) {
         line_ = 0;
         next_ += pitch_;

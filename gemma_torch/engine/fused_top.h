@@ -46,11 +46,12 @@ struct FusedEngine::TopState {
     std::vector<int32_t> blocks, rows;  // as long as they ever get; the first ones count
     std::vector<float> upper, scores;
     std::vector<Candidate> scored;
+    size_t found = 0;  // rows of this thread's share that may be among the best
   };
   std::vector<PerThread> threads;
   std::vector<float> first_scores;  // (threads, likely_rows)
   std::vector<Candidate> merged;
-  size_t most_rows = 0;    // that one thread scores exactly
+  size_t most_rows = 0;    // that may be found in one thread's share
   int64_t k = 0;           // of this call
   size_t likely_rows = 0;  // of this call: rows that a thread scores first
 };

@@ -36,7 +36,7 @@ template <typename T>
 GEMMA_TORCH_INLINE void prefetch_rows(const T* rows, int64_t count, int64_t D) {
   const auto* p = reinterpret_cast<const char*>(rows);
   for (int64_t b = 0; b < count * D * static_cast<int64_t>(sizeof(T)); b += 64) {
-    __builtin_prefetch(p + b, 0, 2);
+    prefetch_later(p + b);
   }
 }
 

@@ -27,7 +27,7 @@ void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t coun
   const auto ahead = [&](int64_t i) {
     const auto* p = reinterpret_cast<const char*>(table + ids[i] * columns);
     for (int64_t b = 0; b < columns * 2; b += 64) {
-      __builtin_prefetch(p + b, 0, 2);
+      prefetch_later(p + b);
     }
   };
   for (int64_t i = 0; ids != nullptr && i < count && i < kRowsAhead; ++i) {
@@ -87,14 +87,10 @@ GEMMA_TORCH_INLINE F two_bits(uint32_t word) {
 
 void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
   constexpr int64_t kRowsAhead = 12;
-  constexpr int64_t kClose = 20;
   const int64_t stride = head.residual_stride(), words = 2 * head.groups();
-  // Rows that stand close are read with all that lies between them: memory gives more of what is asked for in order.
-  const bool close = count > 0 && count * kClose > ids[count - 1] - ids[0];
-  const uint8_t* line = count > 0 ? head.residuals + ids[0] * stride : nullptr;
   const auto ahead = [&](int64_t i) {
-    for (int64_t b = 0; !close && i < count && b < stride; b += 64) {
-      __builtin_prefetch(head.residuals + ids[i] * stride + b, 0, 2);
+    for (int64_t b = 0; i < count && b < stride; b += 64) {
+      prefetch_later(head.residuals + ids[i] * stride + b);
     }
   };
   for (int64_t i = 0; i < kRowsAhead; ++i) {
@@ -103,9 +99,6 @@ void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanI
   for (int64_t i = 0; i < count; ++i) {
     ahead(i + kRowsAhead);
     const uint8_t* p = head.residuals + ids[i] * stride;
-    for (; close && line < p + stride; line += 64) {
-      asm volatile("" ::"r"(*line));  // a load that is not left out
-    }
     F sums[2] = {};
     for (int64_t w = 0; w < words; w += 2) {
       for (int64_t n = 0; n < 2; ++n) {

@@ -20,6 +20,7 @@
 
 #include "gemma_torch/kernels/cpu/isa.h"
 #include "gemma_torch/kernels/cpu/packed.h"
+#include "gemma_torch/kernels/cpu/prefetch.h"
 
 #define GEMMA_TORCH_INLINE inline __attribute__((always_inline))
 
@@ -327,8 +328,8 @@ GEMMA_TORCH_INLINE float widen(Bf16 x) {
 GEMMA_TORCH_INLINE void prefetch_stream(const uint8_t* p, int64_t bytes) {
   const auto [soon, later] = stream_ahead;
   for (int64_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(p + soon + i, 0, 3);
-    __builtin_prefetch(p + later + i, 0, 2);
+    prefetch_soon(p + soon + i);
+    prefetch_later(p + later + i);
   }
 }
 

@@ -35,9 +35,9 @@ template <typename T>
 void lossless_panel(const uint8_t* cell, uint8_t base, int64_t columns, T* panel) {
   const UpperBytes upper(base);
   for (int64_t j = 0; j < columns; j += 8, cell += 192) {
-    __builtin_prefetch(cell + 1024);
-    __builtin_prefetch(cell + 1024 + 64);
-    __builtin_prefetch(cell + 1024 + 128);
+    prefetch_soon(cell + 1024);
+    prefetch_soon(cell + 1024 + 64);
+    prefetch_soon(cell + 1024 + 128);
     for (int p = 0; p < kParts; ++p) {
       PartU pairs[4];
       lossless_step(cell, p, upper, pairs);
