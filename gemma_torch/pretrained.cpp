@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "gemma_torch/base/atomic_file.h"
@@ -124,13 +125,16 @@ Description describe(const json& config, const json& generation) {
   return result;
 }
 
-void add_tokenizer(Pretrained& into, const std::optional<Vocabulary>& vocabulary) {
-  if (!vocabulary) {
-    return;
-  }
-  into.tokenizer.emplace(*vocabulary);
-  for (const auto id : into.tokenizer->stop_ids()) {
-    add_once(into.stop_ids, id);
+std::optional<Tokenizer> make_tokenizer(const std::optional<Vocabulary>& vocabulary) {
+  return vocabulary ? std::optional<Tokenizer>(*vocabulary) : std::nullopt;
+}
+
+void add_tokenizer(Pretrained& into, std::optional<Tokenizer> tokenizer) {
+  into.tokenizer = std::move(tokenizer);
+  if (into.tokenizer) {
+    for (const auto id : into.tokenizer->stop_ids()) {
+      add_once(into.stop_ids, id);
+    }
   }
 }
 
@@ -150,30 +154,32 @@ Description load_description(const std::string& path) {
 
 std::optional<Tokenizer> load_tokenizer(const std::string& path) {
   check_exists(path);
-  const auto vocabulary =
-      fs::is_directory(path) ? folder_vocabulary(path) : gguf_vocabulary(GgufFile(path));
-  return vocabulary ? std::optional<Tokenizer>(*vocabulary) : std::nullopt;
+  return make_tokenizer(fs::is_directory(path) ? folder_vocabulary(path)
+                                               : gguf_vocabulary(GgufFile(path)));
 }
 
 Pretrained load_pretrained(const std::string& path, const LoadOptions& options) {
   check_exists(path);
   Pretrained result;
   TensorMap weights;
-  std::optional<Vocabulary> vocabulary;
+  std::future<std::optional<Tokenizer>> tokenizer;  // made meanwhile: it takes as long as many a folder's weights
   if (fs::is_directory(path)) {
     static_cast<Description&>(result) = load_description(path);
-    vocabulary = folder_vocabulary(path);
+    tokenizer = std::async(std::launch::async,
+                           [&path] { return make_tokenizer(folder_vocabulary(path)); });
     weights = read_folder_weights(path, options.mapped ? Weights::kMapped : Weights::kCopied);
   } else {
     const GgufFile file(path);
     static_cast<Description&>(result) = describe(gguf_config(file), {});
-    vocabulary = gguf_vocabulary(file);
+    tokenizer = std::async(std::launch::async, [vocabulary = gguf_vocabulary(file)] {
+      return make_tokenizer(vocabulary);
+    });
     weights = gguf_weights(file);
   }
   result.config.dtype = options.dtype.value_or(result.config.dtype);
   result.model =
       build_model(result.config, std::move(weights), options.device, path, result.formats);
-  add_tokenizer(result, vocabulary);
+  add_tokenizer(result, tokenizer.get());
   return result;
 }
 

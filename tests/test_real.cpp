@@ -156,7 +156,7 @@ TEST_CASE("bfloat16 is as near to float32 as transformers' own bfloat16", "[real
   }
   const double kl = sum / static_cast<double>(count);
   // Of transformers' two ways the one that writes scores and softmax out, as this engine does. It is the machine's
-  // products that differ: ours came out at 0.00094 on Sapphire Rapids and 0.00105 on Zen 5, theirs at 0.00098 (the
+  // products that differ: ours came out at 0.00094 on Sapphire Rapids and 0.00105 on Zen 4, theirs at 0.00098 (the
   // golden's) and 0.00100.
   const double theirs = golden["bfloat16"]["eager"]["mean_kl"];
   std::cout << fmt::format(

@@ -20,7 +20,7 @@ Isa best_isa();
 std::vector<Isa> usable_isas();
 
 /// How many bytes ahead of what they read kernels ask for a stream of weights: soon needed, and later. On Sapphire Rapids
-/// that gains 15 to 25 %. The hardware of AMD's Zen 5 does better alone (one thread reads 32 GB/s instead of 17 to 22):
+/// that gains 15 to 25 %. The hardware of AMD's Zen 4 does better alone (one thread reads 32 GB/s instead of 17 to 22):
 /// there both are 0, which asks for lines that are on their way already and costs nothing.
 struct StreamAhead {
   int64_t soon, later;
