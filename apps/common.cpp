@@ -100,7 +100,8 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command
       .add_option("--engine",
                   options.engine,
-                  "auto (fused where it can run the model), eager or fused (CPU kernels)")
+                  "auto (fused where it can run the model), eager, fused (CPU kernels) or traced "
+                  "(TorchScript)")
       ->capture_default_str();
   command
       .add_option(
@@ -125,6 +126,9 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
                   "products of many tokens in the fused engine: auto (the faster), float32 or "
                   "bfloat16")
       ->capture_default_str();
+  command.add_option("--traced-file",
+                     options.traced_file,
+                     "what `gemma trace` made of the model, for --engine traced [traced anew]");
   command.add_option("--ctx", options.ctx, "tokens the cache holds [what the command needs]");
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");
 }
@@ -156,7 +160,8 @@ Pretrained load(const ModelOptions& options) {
     how.dtype = parse_dtype(options.dtype, c10::kBFloat16);
   }
   // The fused engine packs the weights: it needs no copy of them besides.
-  how.mapped = options.engine != "eager" && how.device.is_cpu() && options.dtype != "float32";
+  const bool copied = options.engine == "eager" || options.engine == "traced";
+  how.mapped = !copied && how.device.is_cpu() && options.dtype != "float32";
   return load_pretrained(model_path(options.model), how);
 }
 
@@ -170,6 +175,7 @@ EngineOptions engine_options(const Pretrained& loaded,
   }
   how.fused.quant = on_the_fly(options.quant, loaded, model_path(options.model));
   how.fused.isa = parse_isa(options.isa);
+  how.traced_file = options.traced_file;
   if (options.products != "auto") {
     how.fused.products = parse_dtype(options.products, c10::kBFloat16);
   }

@@ -16,7 +16,7 @@ namespace gemma_torch::apps {
 
 /// The flags that every command which runs a model has.
 struct ModelOptions {
-  std::string model;  // HF folder or .gguf; empty: the fetched one
+  std::string model = {};  // HF folder or .gguf; empty: the fetched one
   std::string device = "auto";
   std::string dtype = "auto";
   std::string engine = "auto";
@@ -24,8 +24,9 @@ struct ModelOptions {
   std::string kv = "auto";
   std::string isa = "auto";
   std::string products = "auto";
-  int64_t ctx = 0;  // 0: what the command needs
-  int threads = 0;  // 0: usable physical cores
+  std::string traced_file = {};  // empty: the traced engine traces the model
+  int64_t ctx = 0;          // 0: what the command needs
+  int threads = 0;          // 0: usable physical cores
 };
 
 /// Where a command's text comes from. An empty text that was given is not an absent one.
@@ -118,6 +119,7 @@ void add_perplexity(CLI::App& app);
 void add_info(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_quantize(CLI::App& app);
+void add_trace(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 

@@ -24,6 +24,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_info,
     add_convert,
     add_quantize,
+    add_trace,
     add_bench,
     add_parity,
 };

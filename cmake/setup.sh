@@ -130,17 +130,18 @@ wheel_torch() { echo "$venv"/lib/python3*/site-packages/torch/share/cmake/Torch;
 install_torch() {
   local wheel="torch==$torch_version+cpu"
   if [ "$(uname)" = Darwin ]; then wheel="torch==$torch_version"; fi
-  [ "$(cat "$venv/.torch" 2> /dev/null)" = "$wheel" ] && return
+  local packages=("$wheel" typing_extensions)   # the one that `import torch` cannot do without
+  [ "$(cat "$venv/.torch" 2> /dev/null)" = "${packages[*]}" ] && return
   make_venv
   need_space "$venv" 1200 "LibTorch"
   say "installing LibTorch: $wheel (190 MB) into $venv"
   # The plain index holds CUDA builds only; a source that the user configured may hold the CPU build.
   local install=("$venv/bin/python" -m pip install $(quiet) --disable-pip-version-check --no-deps
-                 --force-reinstall "$wheel")
+                 --force-reinstall "${packages[@]}")
   "${install[@]}" 2> "$venv/.pip.log" || "${install[@]}" --index-url "$torch_index" ||
     die "[libtorch] could not install $wheel. Hint: unpack a LibTorch by hand and set CMAKE_PREFIX_PATH to its" \
         "folder (before that, pip said: $(tail -n 1 "$venv/.pip.log"))"
-  echo "$wheel" > "$venv/.torch"
+  echo "${packages[*]}" > "$venv/.torch"
 }
 
 # ---- configure and build

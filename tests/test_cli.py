@@ -98,7 +98,7 @@ class Usage(CliTest):
         self.assertIn("--nonsense", error("generate", "--nonsense", code=2))
         self.assertIn("[usage]", error("generate", "-n", "many", code=2))
         self.assertIn("[usage]", error("frobnicate", code=2))
-        commands = "chat tokenize detokenize logits perplexity info convert bench parity"
+        commands = "chat tokenize detokenize logits perplexity info convert quantize trace bench parity"
         for command in commands.split():
             self.assertIn("[usage]", error(command, "--nonsense", code=2))
 
@@ -110,7 +110,9 @@ class Usage(CliTest):
     def test_values_that_nothing_serves(self):
         run = ("generate", *model("ids"), "--ids", PROMPT_IDS)
         self.assertIn("bfloat16", error(*run, "--dtype", "float16"))
-        self.assertIn("expected auto, eager or fused, got traced", error(*run, "--engine", "traced"))
+        self.assertIn("expected auto, eager, fused or traced", error(*run, "--engine", "turbo"))
+        self.assertIn("[traced]", error(*run, "--traced-file", "x.ts"))
+        self.assertIn("[traced] /nowhere.ts", error(*run, "--engine", "traced", "--traced-file", "/nowhere.ts"))
         self.assertIn("[quant]", error(*run, "--quant", "int8"))
         self.assertIn("[device]", error(*run, "--device", "tpu"))
 

@@ -8,6 +8,7 @@
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/eager.h"
 #include "gemma_torch/engine/fused.h"
+#include "gemma_torch/engine/traced.h"
 
 namespace gemma_torch {
 
@@ -218,12 +219,16 @@ std::vector<KernelTime> Engine::profile() const {
 }
 
 EngineKind parse_engine(const std::string& name) {
-  check(name == "auto" || name == "eager" || name == "fused",
-        "[engine] expected auto, eager or fused, got {}",
-        name);
-  return name == "auto"    ? EngineKind::kAuto
-         : name == "eager" ? EngineKind::kEager
-                           : EngineKind::kFused;
+  const std::pair<const char*, EngineKind> kinds[] = {{"auto", EngineKind::kAuto},
+                                                      {"eager", EngineKind::kEager},
+                                                      {"fused", EngineKind::kFused},
+                                                      {"traced", EngineKind::kTraced}};
+  for (const auto& [known, kind] : kinds) {
+    if (name == known) {
+      return kind;
+    }
+  }
+  fail("[engine] expected auto, eager, fused or traced, got {}", name);
 }
 
 EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options) {
@@ -234,11 +239,20 @@ EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options)
 }
 
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
-  if (choose_engine(model, options) == EngineKind::kFused) {
+  const auto kind = choose_engine(model, options);
+  check(options.traced_file.empty() || kind == EngineKind::kTraced,
+        "[traced] {}: expected --engine traced to run it, got another",
+        options.traced_file);
+  if (kind == EngineKind::kFused) {
     return std::make_unique<FusedEngine>(std::move(model), options);
   }
   check(options.fused.quant == OnTheFly::kNone,
-        "[quant] expected none for the eager engine, got int8. Hint: --engine fused");
+        "[quant] expected none for the {} engine, got int8. Hint: --engine fused",
+        kind == EngineKind::kTraced ? "traced" : "eager");
+  if (kind == EngineKind::kTraced) {
+    check(!options.probe, "[traced] expected no probe, got one. Hint: --engine eager");
+    return std::make_unique<TracedEngine>(std::move(model), options);
+  }
   return std::make_unique<EagerEngine>(std::move(model), options);
 }
 

@@ -26,8 +26,9 @@ struct TopK {
 
 /// How an engine runs, for reports.
 struct EngineReport {
-  std::string engine;  // "eager", "fused"
-  std::string isa;     // instruction set of its kernels; of eager, that of one-row products
+  std::string engine;  // "eager", "fused", "traced"
+  std::string
+      isa;  // instruction set of its kernels; of eager, that of one-row products; of traced, ATen's
   std::string
       weights;  // form of the layers' weights: "float32", "bfloat16", "lossless12", "int8", ..
   int threads = 1;
@@ -121,7 +122,7 @@ class Engine {
   TokenSet seen_;
 };
 
-enum class EngineKind { kAuto, kEager, kFused };
+enum class EngineKind { kAuto, kEager, kFused, kTraced };
 
 /// Weights of a fused engine: as the model has them, or its bfloat16 layers rounded to int8 as it is made.
 enum class OnTheFly { kNone, kInt8 };
@@ -145,10 +146,11 @@ struct EngineOptions {
   int64_t chunk = 512;                           // most tokens of one pass of the model
   std::optional<c10::ScalarType> kv_dtype = {};  // default: the weights' own
   Probe probe = {};                              // eager only
+  std::string traced_file = {};  // traced only: run this trace; empty: trace the model
   FusedOptions fused = {};
 };
 
-/// "auto", "eager" or "fused". Throws: Error for another name.
+/// "auto", "eager", "fused" or "traced". Throws: Error for another name.
 EngineKind parse_engine(const std::string& name);
 
 /// The engine that kAuto stands for: fused where it can run the model (on the CPU, bfloat16 or packed weights, no

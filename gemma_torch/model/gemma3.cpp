@@ -131,15 +131,18 @@ torch::Tensor GroupedQueryAttentionImpl::forward(const torch::Tensor& x,
   // The notebook repeats every key and value for the heads of its group. Stacking those heads' queries instead
   // gives the same products without the copies: (B, G, H/G * T, D).
   const auto stacked = (queries * scaling).reshape({b, num_kv_groups, -1, head_dim});
-  auto attn_scores = at::matmul(stacked, keys.transpose(2, 3));              // (B, G, H/G * T, S)
-  attn_scores = attn_scores.view({b, num_heads, -1, attn_scores.size(-1)});  // (B, H, T, S)
+  // T and S are never named, so that a trace serves any of them.
+  const auto heads = num_heads / num_kv_groups;
+  auto attn_scores = at::matmul(stacked, keys.transpose(2, 3));               // (B, G, H/G * T, S)
+  attn_scores = attn_scores.unflatten(/*dim=*/2, {heads, -1}).flatten(1, 2);  // (B, H, T, S)
   attn_scores = tap(in.probe, at(Site::kScores), attn_scores);
   attn_scores = attn_scores.masked_fill(input.hidden, -std::numeric_limits<double>::infinity());
   // Sums in float32 whatever the dtype: PyTorch's kernels widen bfloat16 inside and round once, at the end.
   auto attn_weights = at::softmax(attn_scores, /*dim=*/-1);
   attn_weights = tap(in.probe, at(Site::kPattern), attn_weights);
 
-  auto context = attn_weights.view({b, num_kv_groups, -1, attn_weights.size(-1)}).matmul(values);
+  auto context =
+      attn_weights.unflatten(/*dim=*/1, {num_kv_groups, heads}).flatten(2, 3).matmul(values);
   context = context.view({b, num_heads, -1, head_dim}).transpose(1, 2);  // (B, T, H, D)
   context = tap(in.probe, at(Site::kZ), context);
   return out_proj(context.reshape({b, -1, num_heads * head_dim}));
@@ -240,6 +243,17 @@ torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
     at.positions = at::arange(T, input_ids.options().dtype(torch::kLong));
     at.global.positions = at.local.positions = at.positions;
   }
+  const auto x = hidden(input_ids, at, cache, probe);
+  if (cache != nullptr) {
+    cache->advance(T);
+  }
+  return x;
+}
+
+torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
+                                      const Placement& at,
+                                      KvCache* cache,
+                                      const Probe& probe) {
   const auto [cos_global, sin_global] =
       compute_rope_params(at.positions, cfg.head_dim, cfg.rope_base, cfg.rope_scaling);
   const auto [cos_local, sin_local] =
@@ -256,9 +270,6 @@ torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
   auto x = tap(probe, {Site::kEmbed, -1, at.positions}, embed(input_ids));
   for (int64_t layer = 0; layer < cfg.n_layers; ++layer) {
     x = blocks->at<TransformerBlockImpl>(static_cast<size_t>(layer)).forward(x, in, layer);
-  }
-  if (cache != nullptr) {
-    cache->advance(T);
   }
   return tap(probe, {Site::kFinalNorm, -1, at.positions}, final_norm(x));
 }

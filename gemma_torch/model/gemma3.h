@@ -144,6 +144,12 @@ class Gemma3ModelImpl : public torch::nn::Module {
                        KvCache* cache = nullptr,
                        const Probe& probe = {});
 
+  /// The same for tokens that have their places already; the cache's position stays what it is.
+  torch::Tensor hidden(const torch::Tensor& input_ids,
+                       const Placement& at,
+                       KvCache* cache,
+                       const Probe& probe = {});
+
   /// Makes the output head the embedding itself: one parameter, one gradient.
   void tie_weights();
 

@@ -49,6 +49,9 @@ KvCache::KvCache(const Gemma3Config& cfg, const KvCacheOptions& options)
   const auto index = at::TensorOptions(at::kLong).device(options.device);
   global_positions_ = at::full({options.capacity + 1}, -1, index);
   local_positions_ = at::full({ring_ + 1}, -1, index);
+  if (options.fixed) {
+    first_ = at::zeros({options.batch, 1}, index);
+  }
   const auto slots_of = [&](LayerType type) {
     return (type == LayerType::kFullAttention ? options.capacity : ring_) + 1;
   };
@@ -112,6 +115,30 @@ Placement KvCache::place(int64_t n) {
   return placement;
 }
 
+Placement KvCache::place(const at::Tensor& positions) {
+  check(options_.fixed, "[kv_cache] expected a fixed cache, got one whose tensors change");
+  Placement placement;
+  placement.positions = positions;
+  placement.first = first_;
+  placement.global = {global_positions_, positions};
+  placement.local = {local_positions_, at::remainder(positions, ring_)};
+  global_positions_.index_copy_(/*dim=*/0, placement.global.slots, positions);
+  local_positions_.index_copy_(/*dim=*/0, placement.local.slots, positions);
+  return placement;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> KvCache::state() const {
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    all.emplace_back("keys_" + std::to_string(i), layers_[i].keys);
+    all.emplace_back("values_" + std::to_string(i), layers_[i].values);
+  }
+  all.emplace_back("global_positions", global_positions_);
+  all.emplace_back("local_positions", local_positions_);
+  all.emplace_back("first", first_);
+  return all;
+}
+
 void KvCache::advance(int64_t n) {
   position_ += n;
   high_water_ = std::max(high_water_, position_);
@@ -130,7 +157,7 @@ void KvCache::rewind(int64_t position) {
         high_water_ - slack,
         position);
   if (position == 0) {
-    const auto first = first_.defined() ? first_.squeeze(/*dim=*/1) : first_;
+    const auto first = first_.defined() ? first_.squeeze(/*dim=*/1).clone() : first_;
     return reset(first);
   }
   global_positions_.masked_fill_(global_positions_.ge(position), -1);
@@ -145,7 +172,11 @@ void KvCache::reset(const at::Tensor& first) {
         first.defined() ? shape_str(first.sizes()) : "");
   global_positions_.fill_(-1);
   local_positions_.fill_(-1);
-  first_ = first.defined() ? first.to(global_positions_.options()).unsqueeze(/*dim=*/1) : first;
+  if (options_.fixed) {
+    first.defined() ? first_.copy_(first.unsqueeze(/*dim=*/1)) : first_.zero_();
+  } else {
+    first_ = first.defined() ? first.to(global_positions_.options()).unsqueeze(/*dim=*/1) : first;
+  }
   position_ = 0;
   high_water_ = 0;
 }

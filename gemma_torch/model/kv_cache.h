@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -42,6 +43,8 @@ struct KvCacheOptions {
   int64_t chunk = 512;      // most tokens of one call
   c10::Device device = c10::kCPU;
   c10::ScalarType dtype = c10::kBFloat16;
+  /// Its tensors stay the same ones for good, `first` among them, for a recorded graph that reads and writes them.
+  bool fixed = false;
 };
 
 /// The keys and values of a sequence, on the device, allocated once.
@@ -59,6 +62,13 @@ class KvCache {
   /// Throws: Error if they do not fit.
   Placement place(int64_t n);
   void advance(int64_t n);
+
+  /// place(n) for a recorded graph: `positions` (T), one after another, are known to the device alone, and every slot is
+  /// met whatever it holds. Checks nothing. Needs KvCacheOptions::fixed.
+  Placement place(const at::Tensor& positions);
+
+  /// All it holds, by name: keys_0, values_0, keys_1, .., global_positions, local_positions, first.
+  std::vector<std::pair<std::string, at::Tensor>> state() const;
 
   /// place(n) for a caller on the CPU that finds slots by itself and wants nothing allocated: position p is in slot p
   /// of full layers and in slot p % ring() of sliding ones.
@@ -91,7 +101,7 @@ class KvCache {
   int64_t ring_ = 0;        // slots of a sliding layer, the spare one not counted
   int64_t position_ = 0;    // the next token's
   int64_t high_water_ = 0;  // one past the last position ever written since reset
-  at::Tensor first_;        // (B, 1) or undefined
+  at::Tensor first_;        // (B, 1); undefined where all are 0 and the cache is not fixed
   at::Tensor global_positions_, local_positions_;  // (slots + 1) int64
   std::vector<LayerCache> layers_;
 };

@@ -1,0 +1,104 @@
+#include "gemma_torch/engine/hidden_engine.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <typeinfo>
+
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/base/tensor_map.h"
+
+namespace gemma_torch {
+namespace {
+
+// Rows of logits formed at a time where all positions are scored: 64 of 262,144 floats are 64 MiB.
+constexpr int64_t kScoredRows = 64;
+
+}  // namespace
+
+KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& weight) {
+  return {.batch = options.batch,
+          .capacity = options.capacity,
+          .chunk = options.chunk,
+          .device = weight.device(),
+          .dtype = options.kv_dtype.value_or(weight.scalar_type())};
+}
+
+HiddenEngine::HiddenEngine(const Gemma3Config& cfg, const KvCacheOptions& options)
+    : Engine(options.batch, options.capacity, cfg.vocab_size), cache_(cfg, options) {}
+
+void HiddenEngine::do_append(const int64_t* given, int64_t T) {
+  const c10::InferenceMode inference;
+  const auto ids = at::from_blob(const_cast<int64_t*>(given), {batch(), T}, at::kLong);
+  forget_last();
+  std::vector<at::Tensor> parts;
+  for (int64_t start = 0; start < T; start += cache_.options().chunk) {
+    const auto length = std::min(cache_.options().chunk, T - start);
+    parts.push_back(run(ids.narrow(/*dim=*/1, start, length).to(cache_.options().device)));
+  }
+  hidden_ = parts.size() == 1 ? parts[0] : at::cat(parts, /*dim=*/1);
+}
+
+at::Tensor HiddenEngine::logits(Rows rows) {
+  check(hidden_.defined(), "[logits] expected an append since the last reset or rewind, got none");
+  if (rows == Rows::kLast && last_logits_.defined()) {
+    return last_logits_;
+  }
+  const c10::InferenceMode inference;
+  const auto x = rows == Rows::kAll ? hidden_ : hidden_.narrow(/*dim=*/1, hidden_.size(1) - 1, 1);
+  auto logits = observed(head(x), cache_.position()).to(at::kFloat);
+  if (rows == Rows::kLast) {
+    last_logits_ = logits;
+  }
+  return logits;
+}
+
+at::Tensor HiddenEngine::log_prob(const at::Tensor& targets) {
+  check(hidden_.defined(),
+        "[log_prob] expected an append since the last reset or rewind, got none");
+  check(targets.dim() == 2 && targets.size(0) == hidden_.size(0) &&
+            targets.size(1) == hidden_.size(1),
+        "[log_prob] targets: expected ({}, {}), got {}",
+        hidden_.size(0),
+        hidden_.size(1),
+        shape_str(targets.sizes()));
+  const c10::InferenceMode inference;
+  std::vector<at::Tensor> parts;
+  for (int64_t start = 0; start < targets.size(1); start += kScoredRows) {
+    const auto length = std::min(kScoredRows, targets.size(1) - start);
+    const auto x = hidden_.narrow(/*dim=*/1, start, length);
+    const auto wanted = targets.narrow(/*dim=*/1, start, length).to(x.device()).unsqueeze(-1);
+    const auto scores = head(x).to(at::kFloat);  // sums of 262,144 terms need float32
+    const auto chosen = scores.gather(/*dim=*/-1, wanted).squeeze(-1);
+    parts.push_back((chosen - scores.logsumexp(/*dim=*/-1)).to(at::kCPU));
+  }
+  return at::cat(parts, /*dim=*/1);
+}
+
+void HiddenEngine::do_rewind(int64_t position) {
+  cache_.rewind(position);
+  forget_last();
+}
+
+void HiddenEngine::do_reset(const at::Tensor& first) {
+  cache_.reset(first);
+  forget_last();
+}
+
+void HiddenEngine::forget_last() {
+  hidden_ = at::Tensor();
+  last_logits_ = at::Tensor();
+}
+
+void HiddenEngine::do_copy_from(const Engine& other) {
+  const auto* same = dynamic_cast<const HiddenEngine*>(&other);
+  check(same != nullptr && typeid(other) == typeid(*this),
+        "[copy_from] expected an engine of this kind, got another");
+  cache_.copy_from(same->cache_);
+  hidden_ = same->hidden_;
+  last_logits_ = same->last_logits_;
+}
+
+}  // namespace gemma_torch
