@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "bench_grid.h"
 #include "bench_record.h"
 #include "bench_writer.h"
 #include "common.h"
@@ -14,6 +15,8 @@ struct BenchFlags {
   BenchHow how;
   std::string output = "md";
   bool json = false;
+  bool grid = false;
+  std::string small_model, svg;
 };
 
 void check_flags(const BenchFlags& flags, const std::string& format) {
@@ -57,6 +60,36 @@ void run_bench(BenchFlags flags) {
     warn_if_exceeded(record, test);
   }
   writer.finish();
+}
+
+// One number of a list of flags that the grid takes as it is: what the last one says.
+int64_t only_number(const std::vector<std::string>& given, int64_t fallback, const char* flag) {
+  if (given.empty()) {
+    return fallback;
+  }
+  check(
+      given.back().find_first_not_of("0123456789") == std::string::npos && given.back().size() < 7,
+      "[bench] --grid {}: expected one number, got {}",
+      flag,
+      given.back());
+  return std::stoll(given.back());
+}
+
+void run_grid_of(const BenchFlags& flags, bool gen_given) {
+  GridOptions options{.model = flags.model,
+                      .small_model = flags.small_model,
+                      .svg = flags.svg,
+                      .format = flags.json ? "json" : flags.output,
+                      .repetitions = flags.how.repetitions};
+  if (gen_given) {
+    options.n_gen = only_number(flags.lists.gens, options.n_gen, "-n");
+  }
+  check(options.n_gen >= 1 && options.repetitions >= 1,
+        "[bench] --grid: expected at least 1 for -n and -r, got {} and {}",
+        options.n_gen,
+        options.repetitions);
+  options.model.threads = static_cast<int>(only_number(flags.lists.threads, 0, "-t"));
+  run_grid(options);
 }
 
 void add_list(CLI::App& command,
@@ -106,7 +139,23 @@ void add_bench(CLI::App& app) {
       ->take_last()
       ->capture_default_str();
   command->add_flag("--json", flags->json, "the same as -o json");
-  command->callback([flags] { run_bench(*flags); });
+  command->add_flag(
+      "--grid",
+      flags->grid,
+      "the reference's twelve rows and ours, each in a process of its own; -n (64), -r "
+      "and -t are single numbers");
+  command->add_option(
+      "--small-model", flags->small_model, "a folder of gemma quantize, for --grid");
+  command->add_option("--svg", flags->svg, "a chart of --grid");
+  command->callback([flags, command] {
+    if (flags->grid) {
+      run_grid_of(*flags, command->count("--n-gen") > 0);
+    } else {
+      check(flags->svg.empty() && flags->small_model.empty(),
+            "[bench] --svg and --small-model: expected --grid beside them");
+      run_bench(*flags);
+    }
+  });
 }
 
 }  // namespace gemma_torch::apps

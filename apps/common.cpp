@@ -129,6 +129,9 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--traced-file",
                      options.traced_file,
                      "what `gemma trace` made of the model, for --engine traced [traced anew]");
+  command.add_flag("--no-cache",
+                   options.no_cache,
+                   "each token runs the whole sequence, as in the plain notebook");
   command.add_option("--ctx", options.ctx, "tokens the cache holds [what the command needs]");
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");
 }
@@ -176,6 +179,7 @@ EngineOptions engine_options(const Pretrained& loaded,
   how.fused.quant = on_the_fly(options.quant, loaded, model_path(options.model));
   how.fused.isa = parse_isa(options.isa);
   how.traced_file = options.traced_file;
+  how.cached = !options.no_cache;
   if (options.products != "auto") {
     how.fused.products = parse_dtype(options.products, c10::kBFloat16);
   }

@@ -25,8 +25,9 @@ struct ModelOptions {
   std::string isa = "auto";
   std::string products = "auto";
   std::string traced_file = {};  // empty: the traced engine traces the model
-  int64_t ctx = 0;          // 0: what the command needs
-  int threads = 0;          // 0: usable physical cores
+  bool no_cache = false;
+  int64_t ctx = 0;  // 0: what the command needs
+  int threads = 0;  // 0: usable physical cores
 };
 
 /// Where a command's text comes from. An empty text that was given is not an absent one.

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 GEMMA = ""
@@ -481,6 +482,44 @@ class Bench(CliTest):
         self.assertAlmostEqual(math.log10(step["roofline_share"] * step["roofline_gb_s"] / achieved), 0, delta=1)
         # The 512 MiB that were read are another process's.
         self.assertLess(step["peak_memory_bytes"], 512 * 2**20)
+
+    def test_grid(self):
+        with tempfile.TemporaryDirectory() as folder:
+            chart = pathlib.Path(folder) / "grid.svg"
+            grid = ("bench", "--grid", *model("ids"), "-n", 2, "-r", 1, "-t", 1)
+            records = json.loads(gemma(*grid, "-o", "json", "--svg", chart).stdout)
+            bars = xml.etree.ElementTree.parse(chart).getroot()
+        rows = {(r["device"], r["mode"]): r for r in records}
+        self.assertEqual(len(rows), len(records))
+        for device in ("cpu", "cuda", "mps"):
+            for cache in ("no cache", "KV cache"):
+                for how in ("", ", compiled (traced)"):
+                    row = rows[device, cache + how]
+                    if device == "cpu":
+                        self.assertTrue(row["available"])
+                        self.assertEqual(row["engine"], "traced" if how else "eager")
+                        self.assertEqual((row["n_gen"], row["reason"]), (2, None))
+                        self.assertGreater(row["peak_memory_bytes"], 0)
+                    elif not row["available"]:
+                        self.assertIn(f"[device] {device}", row["reason"])
+        # What cannot run is a row that says why.
+        self.assertIn("emb_dim 16", rows["cpu", "KV cache, compiled (fused)"]["reason"])
+        self.assertIn("--small-model", rows["cpu", "fused, small"]["reason"])
+        text = [element.text for element in bars.iter() if element.tag.endswith("text")]
+        self.assertEqual(len(text), 1 + 2 * len(records))
+        self.assertEqual(text.count("not run"), sum(not r["available"] for r in records))
+        self.assertIn("/nowhere", error("bench", "--grid", "-m", "/nowhere"))
+        self.assertIn("expected one number", error(*grid[:4], "-n", "1,2"))
+        self.assertIn("--grid", error("bench", *model("ids"), "--svg", "x.svg"))
+
+    def test_no_cache(self):
+        ids = [
+            one_object("generate", *model("ids"), "--ids", PROMPT_IDS, "-n", 5, "--greedy", *more)["ids"]
+            for more in ((), ("--no-cache",), ("--engine", "traced", "--no-cache"))
+        ]
+        self.assertEqual(len(ids[0]), 5)
+        self.assertEqual(ids[0], ids[1])
+        self.assertEqual(ids[0], ids[2])
 
     def test_bytes_per_token(self):
         one, three = self.bench("-p", 0, "-n", 2, "-d", 20, "--sequences", "1,3", "-t", 1)

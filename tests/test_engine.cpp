@@ -41,6 +41,35 @@ TEST_CASE("log_prob equals log_softmax of the logits", "[engine]") {
   CHECK_THROWS_AS(engine->log_prob(ids.narrow(1, 0, 3)), Error);
 }
 
+TEST_CASE("an engine without a cache does what one with a cache does", "[engine]") {
+  const Tiny tiny("tiny_grouped.safetensors");
+  const auto cached = make_engine(tiny.model(), {.capacity = 40, .batch = 2});
+  const auto plain = make_engine(tiny.model(), {.capacity = 40, .batch = 2, .cached = false});
+  const auto ids = tiny.want.at("ids");
+  for (const auto& padding : {at::Tensor(), at::tensor({2, 0}, at::kLong)}) {
+    for (const auto& engine : {cached.get(), plain.get()}) {
+      engine->reset(padding);
+      engine->append(ids.narrow(1, 0, 7));
+      engine->append(ids.narrow(1, 7, 3));
+      engine->rewind(9);
+      engine->append(ids.narrow(1, 3, 4));
+    }
+    CHECK(plain->position() == 13);
+    CHECK(plain->history(0) == cached->history(0));
+    CHECK(max_difference(plain->logits(Rows::kAll), cached->logits(Rows::kAll)) < kFloatTolerance);
+    const auto targets = ids.narrow(1, 0, 4);
+    CHECK(max_difference(plain->log_prob(targets), cached->log_prob(targets)) < kFloatTolerance);
+    CHECK(at::equal(plain->top(5).ids, cached->top(5).ids));
+  }
+  CHECK_FALSE(plain->report(1).cached);
+  CHECK_THROWS_WITH(plain->copy_from(*cached), Catch::Contains("without a cache"));
+  const auto copy = make_engine(tiny.model(), {.capacity = 40, .batch = 2, .cached = false});
+  copy->copy_from(*plain);
+  CHECK(at::equal(copy->logits(Rows::kLast), plain->logits(Rows::kLast)));
+  plain->rewind(3);
+  CHECK_THROWS_WITH(plain->logits(Rows::kLast), Catch::Contains("expected an append"));
+}
+
 TEST_CASE("bad requests are refused before any work", "[engine]") {
   const Tiny tiny("tiny_grouped.safetensors");
   const auto engine = make_engine(tiny.model(), {.capacity = 8});

@@ -8,6 +8,7 @@
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/eager.h"
 #include "gemma_torch/engine/fused.h"
+#include "gemma_torch/engine/recompute.h"
 #include "gemma_torch/engine/traced.h"
 
 namespace gemma_torch {
@@ -239,6 +240,11 @@ EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options)
 }
 
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
+  if (!options.cached) {
+    auto inner = options;
+    inner.cached = true;
+    return std::make_unique<RecomputeEngine>(make_engine(std::move(model), inner));
+  }
   const auto kind = choose_engine(model, options);
   check(options.traced_file.empty() || kind == EngineKind::kTraced,
         "[traced] {}: expected --engine traced to run it, got another",

@@ -35,6 +35,7 @@ struct EngineReport {
   /// "none" where the weights are the checkpoint's own, else their form.
   std::string quant() const;
   int64_t bytes_per_token = 0;  // that one step reads: layers, head, keys and values of every row
+  bool cached = true;           // false: each step runs the whole sequence
 };
 
 /// Called with each new token of a row; false ends that row.
@@ -146,6 +147,7 @@ struct EngineOptions {
   int64_t chunk = 512;                           // most tokens of one pass of the model
   std::optional<c10::ScalarType> kv_dtype = {};  // default: the weights' own
   Probe probe = {};                              // eager only
+  bool cached = true;                            // false: each append runs the whole sequence anew
   std::string traced_file = {};  // traced only: run this trace; empty: trace the model
   FusedOptions fused = {};
 };
