@@ -73,13 +73,12 @@ nlohmann::json machine_json() {
 }
 
 nlohmann::json engines_json() {
-  auto rows =
-      nlohmann::json::array({{{"engine", "eager"}, {"available", true}, {"why_not", nullptr}},
-                             {{"engine", "fused"}, {"available", true}, {"why_not", nullptr}}});
-  for (const char* name : {"traced", "graph"}) {
-    rows.push_back(
-        {{"engine", name}, {"available", false}, {"why_not", "not built into this version"}});
+  auto rows = nlohmann::json::array();
+  for (const char* name : {"eager", "fused", "traced"}) {
+    rows.push_back({{"engine", name}, {"available", true}, {"why_not", nullptr}});
   }
+  rows.push_back(
+      {{"engine", "graph"}, {"available", false}, {"why_not", "not built into this version"}});
   return rows;
 }
 

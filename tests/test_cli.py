@@ -359,6 +359,7 @@ class Info(CliTest):
         engines = {row["engine"]: row for row in value["engines"]}
         self.assertTrue(engines["eager"]["available"])
         self.assertTrue(engines["fused"]["available"])
+        self.assertTrue(engines["traced"]["available"])
         self.assertTrue(value["machine"]["libtorch"])
         self.assertFalse(value["instruct"])
 
