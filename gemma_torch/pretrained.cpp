@@ -162,11 +162,12 @@ Pretrained load_pretrained(const std::string& path, const LoadOptions& options) 
   check_exists(path);
   Pretrained result;
   TensorMap weights;
-  std::future<std::optional<Tokenizer>> tokenizer;  // made meanwhile: it takes as long as many a folder's weights
+  std::future<std::optional<Tokenizer>>
+      tokenizer;  // made meanwhile: it takes as long as many a folder's weights
   if (fs::is_directory(path)) {
     static_cast<Description&>(result) = load_description(path);
-    tokenizer = std::async(std::launch::async,
-                           [&path] { return make_tokenizer(folder_vocabulary(path)); });
+    tokenizer =
+        std::async(std::launch::async, [&path] { return make_tokenizer(folder_vocabulary(path)); });
     weights = read_folder_weights(path, options.mapped ? Weights::kMapped : Weights::kCopied);
   } else {
     const GgufFile file(path);
