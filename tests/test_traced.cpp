@@ -142,6 +142,10 @@ TEST_CASE("a trace runs from its file, frozen or not, in several engines at once
     modules.append(ids.narrow(1, 0, 11));
     CHECK(at::equal(a->logits(Rows::kAll), modules.append(ids.narrow(1, 11, 20))));
     CHECK(b->position() == 2);
+    const auto c = make_engine(tiny.model(), traced(1, path));
+    c->copy_from(*a);  // into the script's buffers, that is
+    c->append(ids.narrow(1, 0, 5));
+    CHECK(at::equal(c->logits(Rows::kAll), modules.append(ids.narrow(1, 0, 5))));
     CHECK(a->report(0).engine == "traced");
     CHECK(a->report(0).bytes_per_token ==
           make_engine(tiny.model(), traced())->report(0).bytes_per_token);
