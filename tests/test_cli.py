@@ -383,6 +383,11 @@ class Parity(CliTest):
             (True, "transformers", "float32", 10),
         )
         self.assertEqual(len(value["sites"]), len(shown) - 1)
+        for more in (("--engine", "traced"), ("--engine", "traced", "--no-cache")):
+            other = one_object("parity", self.dump, *model("golden"), *more)
+            self.assertEqual([row["site"] for row in other["sites"]], ["logits"])
+            self.assertTrue(other["ok"])
+            self.assertLess(other["sites"][0]["max_abs"], 1e-3)
         for row in value["sites"]:
             self.fields(row, "site max_abs mean_abs max_reference tolerance ok")
 

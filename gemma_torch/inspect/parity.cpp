@@ -152,4 +152,25 @@ std::vector<SiteParity> compare_with_dump(Gemma3Model model,
   return std::move(comparison.results);
 }
 
+SiteParity compare_logits(Engine& engine, const TensorMap& dump) {
+  const auto ids = dump_ids(dump, engine.vocab_size());
+  const auto found = dump.find("logits");
+  check(found != dump.end(),
+        "[parity] expected logits in the dump, which an engine is compared at");
+  engine.reset();
+  engine.append(ids);
+  const auto ours = engine.logits(Rows::kAll);
+  const auto& theirs = found->second;
+  check(ours.sizes() == theirs.sizes(),
+        "[parity] logits: expected {}, the dump has {}",
+        shape_str(ours.sizes()),
+        shape_str(theirs.sizes()));
+  SiteParity result{.site = "logits"};
+  measure(ours, theirs, result);
+  const bool float32 = engine.report(0).weights == "float32" && theirs.scalar_type() == at::kFloat;
+  result.tolerance =
+      parity_tolerance(Site::kLogits, float32 ? at::kFloat : at::kBFloat16, result.max_reference);
+  return result;
+}
+
 }  // namespace gemma_torch

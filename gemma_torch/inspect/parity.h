@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/engine/engine.h"
 #include "gemma_torch/model/gemma3.h"
 
 namespace gemma_torch {
@@ -33,5 +34,9 @@ std::vector<SiteParity> compare_with_dump(
     Gemma3Model model,
     const TensorMap& dump,
     const std::function<void(const SiteParity&)>& on_site = {});
+
+/// The same for an engine, empty or not, which shows nothing but its logits: the dump must hold `logits` (1, T, V).
+/// Throws: Error if it does not, or if they are another model's.
+SiteParity compare_logits(Engine& engine, const TensorMap& dump);
 
 }  // namespace gemma_torch
