@@ -108,12 +108,13 @@ void add_bandwidth(Record& record,
   const auto bytes_per_step = result.engine.bytes_per_token;
   const auto steps_per_second = tokens_per_second / static_cast<double>(test.n_sequences);
   const auto achieved = static_cast<double>(bytes_per_step) * steps_per_second;
-  // Each repetition against the readings just before and just after it: memory is faster in some seconds than in others.
-  std::vector<double> shares;
+  // Each repetition has the readings just before and just after it: memory is faster in some seconds than in others.
+  std::vector<double> readings, shares;
   for (size_t i = 0; i < result.seconds.size(); ++i) {
     const auto pass = (roofline.seconds[i] + roofline.seconds[i + 1]) / 2;
+    readings.push_back(roofline.bytes / pass / 1e9);
     const auto bytes = static_cast<double>(bytes_per_step * test.n_gen);
-    shares.push_back(bytes / result.seconds[i] * pass / roofline.bytes);
+    shares.push_back(bytes / result.seconds[i] / 1e9 / readings.back());
   }
   const auto share = spread(shares).median;
   const auto if_steps = [&](auto value) { return steps_only ? Record(value) : Record(); };
@@ -122,7 +123,7 @@ void add_bandwidth(Record& record,
   record["roofline_gb_s"] = roofline.bytes_per_second / 1e9;
   record["roofline_reading"] = roofline.reading;
   record["roofline_share"] = if_steps(share);
-  record["samples_roofline_share"] = steps_only ? shares : std::vector<double>();
+  record["samples_roofline_gb_s"] = readings;
   record["roofline_exceeded"] = steps_only && share > kMostShare;
 }
 
@@ -175,6 +176,7 @@ nlohmann::ordered_json make_record(const BenchTest& test,
   const auto rate = add_times(record, test, result.seconds);
   record["engine"] = result.engine.engine;
   record["isa"] = result.engine.isa;
+  record["cached"] = result.engine.cached;
   record["device"] = loaded.model->tok_emb->weight.device().str();
   record["dtype"] = dtype_name(loaded.config.dtype);
   record["weights"] = result.engine.weights;

@@ -38,7 +38,7 @@ LLAMA_BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends mod
     fit_target fit_min_ctx n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts
     stddev_ts""".split()
 BENCH_SAMPLES = ["samples_ns", "samples_ts"]
-BENCH_FIELDS = """median_ts min_ts max_ts engine isa device dtype weights quant n_sequences top_k
+BENCH_FIELDS = """median_ts min_ts max_ts engine isa cached device dtype weights quant n_sequences top_k
     bytes_per_token achieved_gb_s roofline_gb_s roofline_reading roofline_share roofline_exceeded
     time_to_first_token_ms peak_memory_bytes logits_hash""".split()
 
@@ -426,7 +426,7 @@ class Bench(CliTest):
         self.assertEqual(len(records), 3)
         for record in records:
             self.assertEqual(
-                [name for name in record if name != "samples_roofline_share"],
+                [name for name in record if name != "samples_roofline_gb_s"],
                 [*LLAMA_BENCH_FIELDS, *BENCH_SAMPLES, *BENCH_FIELDS, "profile"],
             )
             self.assertEqual([len(record[name]) for name in BENCH_SAMPLES], [3, 3])
@@ -481,11 +481,11 @@ class Bench(CliTest):
             self.assertIsNone(prompt[name])  # reading a prompt is not bound by memory
         achieved = step["bytes_per_token"] * step["median_ts"] / 1e9
         self.assertAlmostEqual(step["achieved_gb_s"] / achieved, 1)
-        shares = step["samples_roofline_share"]
-        self.assertEqual((len(shares), prompt["samples_roofline_share"]), (3, []))
-        self.assertAlmostEqual(step["roofline_share"], statistics.median(shares))
-        # Readings of one run differ, but not tenfold.
-        self.assertAlmostEqual(math.log10(step["roofline_share"] * step["roofline_gb_s"] / achieved), 0, delta=1)
+        shares = [
+            step["bytes_per_token"] * rate / 1e9 / reading
+            for rate, reading in zip(step["samples_ts"], step["samples_roofline_gb_s"], strict=True)
+        ]
+        self.assertAlmostEqual(step["roofline_share"] / statistics.median(shares), 1)
         # The 512 MiB that were read are another process's.
         self.assertLess(step["peak_memory_bytes"], 512 * 2**20)
 
@@ -505,6 +505,7 @@ class Bench(CliTest):
                         self.assertTrue(row["available"])
                         self.assertEqual(row["engine"], "traced" if how else "eager")
                         self.assertEqual((row["n_gen"], row["reason"]), (2, None))
+                        self.assertEqual(row["cached"], cache == "KV cache")
                         self.assertGreater(row["peak_memory_bytes"], 0)
                     elif not row["available"]:
                         self.assertIn(f"[device] {device}", row["reason"])

@@ -68,6 +68,15 @@ void Engine::append_rows(const int64_t* ids, int64_t T) {
   }
 }
 
+void Engine::check_targets(const at::Tensor& targets, int64_t T) const {
+  check(T > 0, "[log_prob] expected an append since the last reset or rewind, got none");
+  check(targets.dim() == 2 && targets.size(0) == batch_ && targets.size(1) == T,
+        "[log_prob] targets: expected ({}, {}), got {}",
+        batch_,
+        T,
+        shape_str(targets.sizes()));
+}
+
 TopK Engine::top(int64_t k) {
   check(k >= 1, "[top] k: expected at least 1, got {}", k);
   const auto places = std::min(k, vocab_size_);

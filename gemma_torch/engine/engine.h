@@ -102,6 +102,9 @@ class Engine {
  protected:
   Engine(int64_t batch, int64_t capacity, int64_t vocab_size);
 
+  // Throws: Error unless targets are (B, T), one for each of T tokens of the last append; T is 0 where there was none.
+  void check_targets(const at::Tensor& targets, int64_t T) const;
+
   // The k best of each row, (B, k), k at most V. By default from all logits.
   virtual void do_top(int64_t k, std::vector<Candidate>& best);
 

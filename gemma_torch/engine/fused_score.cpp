@@ -6,8 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "gemma_torch/base/error.h"
-#include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/fused_chunk.h"
 
 namespace gemma_torch {
@@ -52,13 +50,7 @@ struct Sum {
 }  // namespace
 
 at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
-  check(hidden_tokens_ > 0,
-        "[log_prob] expected an append since the last reset or rewind, got none");
-  check(targets.dim() == 2 && targets.size(0) == batch() && targets.size(1) == hidden_tokens_,
-        "[log_prob] targets: expected ({}, {}), got {}",
-        batch(),
-        hidden_tokens_,
-        shape_str(targets.sizes()));
+  check_targets(targets, hidden_tokens_);
   const auto wanted = targets.to(at::kCPU, at::kLong).contiguous();
   auto result = at::empty(targets.sizes(), at::kFloat);
   const auto E = model_->cfg.emb_dim, V = vocab_size(), tokens = batch() * hidden_tokens_;

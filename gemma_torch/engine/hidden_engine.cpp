@@ -8,7 +8,6 @@
 #include <typeinfo>
 
 #include "gemma_torch/base/error.h"
-#include "gemma_torch/base/tensor_map.h"
 
 namespace gemma_torch {
 namespace {
@@ -56,14 +55,7 @@ at::Tensor HiddenEngine::logits(Rows rows) {
 }
 
 at::Tensor HiddenEngine::log_prob(const at::Tensor& targets) {
-  check(hidden_.defined(),
-        "[log_prob] expected an append since the last reset or rewind, got none");
-  check(targets.dim() == 2 && targets.size(0) == hidden_.size(0) &&
-            targets.size(1) == hidden_.size(1),
-        "[log_prob] targets: expected ({}, {}), got {}",
-        hidden_.size(0),
-        hidden_.size(1),
-        shape_str(targets.sizes()));
+  check_targets(targets, hidden_.defined() ? hidden_.size(1) : 0);
   const c10::InferenceMode inference;
   std::vector<at::Tensor> parts;
   for (int64_t start = 0; start < targets.size(1); start += kScoredRows) {

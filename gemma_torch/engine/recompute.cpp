@@ -33,11 +33,7 @@ at::Tensor RecomputeEngine::logits(Rows rows) {
 }
 
 at::Tensor RecomputeEngine::log_prob(const at::Tensor& targets) {
-  check_fresh("log_prob");
-  check(targets.dim() == 2 && targets.size(0) == batch() && targets.size(1) == last_,
-        "[log_prob] targets: expected ({}, {}), got another shape",
-        batch(),
-        last_);
+  check_targets(targets, last_);
   const auto before = position() - last_;  // of any token: they are not asked for
   const auto padded =
       at::cat({at::zeros({batch(), before}, targets.options()), targets}, /*dim=*/1);

@@ -114,9 +114,9 @@ jit::Module trace(Gemma3Model model, KvCache& cache) {
   const Tensors examples{at::zeros({how.batch, kTokens}, index), at::arange(kTokens, index)};
   const std::vector<std::string> names{"ids", "positions"};
   add_method(script, "hidden", names, examples, hidden);
-  add_method(script, "head", {"x"}, {hidden(examples)}, [&](const Tensors& in) {
-    return model->out_head(in[0]);
-  });
+  const auto x =
+      at::zeros({how.batch, kTokens, model->cfg.emb_dim}, model->tok_emb->weight.options());
+  add_method(script, "head", {"x"}, {x}, [&](const Tensors& in) { return model->out_head(in[0]); });
   add_method(script, "forward", names, examples, [&](const Tensors& in) {
     return last_logits(hidden(in));
   });
