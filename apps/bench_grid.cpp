@@ -48,7 +48,7 @@ std::vector<Row> rows(const GridOptions& options) {
                      given ? "" : "no --small-model FOLDER of gemma quantize was given"});
     }
     if (device == std::string("cuda")) {
-      all.push_back({device, "graph", {}, "the graph engine is not built"});
+      all.push_back({device, "graph", {"--engine", "graph"}, {}});
     }
   }
   for (auto& row : all) {
@@ -169,7 +169,11 @@ std::string md_line(const Record& record) {
       text("mode"),
       rate_of(record),
       fmt::format("{:.1f}-{:.1f}", record["min_ts"].get<double>(), record["max_ts"].get<double>()),
-      record["peak_memory_bytes"].get<double>() / 1e6,
+      // Of the device where that has memory of its own.
+      record[record["peak_device_memory_bytes"].is_null() ? "peak_memory_bytes"
+                                                          : "peak_device_memory_bytes"]
+              .get<double>() /
+          1e6,
       fmt::format("{}, {}", text("isa"), text("weights")));
 }
 

@@ -186,6 +186,8 @@ nlohmann::ordered_json make_record(const BenchTest& test,
   add_bandwidth(record, test, result, rate.median, roofline);
   record["time_to_first_token_ms"] = spread(result.first_token_seconds).median * 1e3;
   record["peak_memory_bytes"] = result.peak_memory;
+  record["peak_device_memory_bytes"] =
+      result.peak_device_memory ? Record(*result.peak_device_memory) : Record();
   record["logits_hash"] = result.hash ? Record(fmt::format("{:016x}", *result.hash)) : Record();
   record["profile"] = kernel_table(result.kernels, test.n_prompt + test.n_gen);
   return record;

@@ -18,12 +18,13 @@ struct BenchHow {
 };
 
 struct BenchResult {
-  std::vector<double> seconds;              // of each repetition
-  std::vector<double> first_token_seconds;  // of each repetition
-  EngineReport engine;                      // at the middle of the generation
-  int64_t peak_memory = 0;                  // bytes, of the process so far
-  std::optional<uint64_t> hash;             // of the full head's logits after the last token
-  std::vector<KernelTime> kernels;          // of one repetition
+  std::vector<double> seconds;                     // of each repetition
+  std::vector<double> first_token_seconds;         // of each repetition
+  EngineReport engine;                             // at the middle of the generation
+  int64_t peak_memory = 0;                         // bytes, of the process so far
+  std::optional<int64_t> peak_device_memory = {};  // bytes, of a CUDA device
+  std::optional<uint64_t> hash;                    // of the full head's logits after the last token
+  std::vector<KernelTime> kernels;                 // of one repetition
 };
 
 /// Runs tests on one model, and keeps the engine while the next test can use it.

@@ -98,10 +98,11 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
       ->capture_default_str();
   command
-      .add_option("--engine",
-                  options.engine,
-                  "auto (fused where it can run the model), eager, fused (CPU kernels) or traced "
-                  "(TorchScript)")
+      .add_option(
+          "--engine",
+          options.engine,
+          "auto (fused where it can run the model, else eager), eager, fused (CPU kernels), "
+          "traced (TorchScript) or graph (captured CUDA graphs)")
       ->capture_default_str();
   command
       .add_option(
@@ -129,6 +130,11 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--traced-file",
                      options.traced_file,
                      "what `gemma trace` made of the model, for --engine traced [traced anew]");
+  command
+      .add_option("--launch-steps",
+                  options.launch_steps,
+                  "tokens that --engine graph makes between two readings by the host")
+      ->capture_default_str();
   command.add_flag("--no-cache",
                    options.no_cache,
                    "each token runs the whole sequence, as in the plain notebook");
@@ -163,7 +169,7 @@ Pretrained load(const ModelOptions& options) {
     how.dtype = parse_dtype(options.dtype, c10::kBFloat16);
   }
   // The fused engine packs the weights: it needs no copy of them besides.
-  const bool copied = options.engine == "eager" || options.engine == "traced";
+  const bool copied = options.engine != "auto" && options.engine != "fused";
   how.mapped = !copied && how.device.is_cpu() && options.dtype != "float32";
   return load_pretrained(model_path(options.model), how);
 }
@@ -179,6 +185,7 @@ EngineOptions engine_options(const Pretrained& loaded,
   how.fused.quant = on_the_fly(options.quant, loaded, model_path(options.model));
   how.fused.isa = parse_isa(options.isa);
   how.traced_file = options.traced_file;
+  how.launch_steps = options.launch_steps;
   how.cached = !options.no_cache;
   if (options.products != "auto") {
     how.fused.products = parse_dtype(options.products, c10::kBFloat16);

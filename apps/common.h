@@ -25,6 +25,7 @@ struct ModelOptions {
   std::string isa = "auto";
   std::string products = "auto";
   std::string traced_file = {};  // empty: the traced engine traces the model
+  int64_t launch_steps = 8;      // of the graph engine
   bool no_cache = false;
   int64_t ctx = 0;  // 0: what the command needs
   int threads = 0;  // 0: usable physical cores

@@ -9,6 +9,7 @@
 #include "common.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/engine/graph.h"
 
 namespace gemma_torch::apps {
 namespace {
@@ -72,13 +73,35 @@ nlohmann::json machine_json() {
           {"libtorch_kernels", at::get_cpu_capability()}};
 }
 
+nlohmann::json available(const char* kind, const std::string& name, const std::string& why_not) {
+  return {{kind, name},
+          {"available", why_not.empty()},
+          {"why_not", why_not.empty() ? nlohmann::json() : nlohmann::json(why_not)}};
+}
+
+// Whether it is here, and whether this version was ever run on one.
+nlohmann::json devices_json() {
+  auto rows = nlohmann::json::array();
+  for (const char* name : {"cpu", "cuda", "mps"}) {
+    std::string why_not;
+    try {
+      parse_device(name);
+    } catch (const Error& error) {
+      why_not = error.what();
+    }
+    rows.push_back(available("device", name, why_not));
+    rows.back()["tested"] = name == std::string("cpu");
+  }
+  return rows;
+}
+
 nlohmann::json engines_json() {
   auto rows = nlohmann::json::array();
   for (const char* name : {"eager", "fused", "traced"}) {
-    rows.push_back({{"engine", name}, {"available", true}, {"why_not", nullptr}});
+    rows.push_back(available("engine", name, {}));
   }
-  rows.push_back(
-      {{"engine", "graph"}, {"available", false}, {"why_not", "not built into this version"}});
+  const c10::Device device = torch::cuda::is_available() ? c10::kCUDA : c10::kCPU;
+  rows.push_back(available("engine", "graph", graph_refusal(device)));
   return rows;
 }
 
@@ -100,6 +123,7 @@ nlohmann::json collect(const std::string& path) {
           {"parameters", parameters},
           {"memory", memory_json(config, parameters)},
           {"machine", machine_json()},
+          {"devices", devices_json()},
           {"engines", engines_json()}};
 }
 
@@ -113,6 +137,17 @@ void print_section(const char* title, const nlohmann::json& object, bool bytes =
   print_text(fmt::format("{}\n", title));
   for (const auto& [key, value] : object.items()) {
     print_text(fmt::format("  {:<34} {}\n", key, shown(value, bytes)));
+  }
+}
+
+void print_rows(const char* title, const char* kind, const nlohmann::json& rows) {
+  print_text(fmt::format("{}\n", title));
+  for (const auto& row : rows) {
+    print_text(
+        fmt::format("  {:<34} {}{}\n",
+                    row[kind].get<std::string>(),
+                    row["available"].get<bool>() ? "yes" : row["why_not"].get<std::string>(),
+                    row.value("tested", true) ? "" : "; this version has not been run on one"));
   }
 }
 
@@ -132,13 +167,8 @@ void run_info(const InfoFlags& flags) {
   }
   print_section("memory", info["memory"], /*bytes=*/true);
   print_section("machine", info["machine"]);
-  print_text("engines\n");
-  for (const auto& row : info["engines"]) {
-    print_text(
-        fmt::format("  {:<34} {}\n",
-                    row["engine"].get<std::string>(),
-                    row["available"].get<bool>() ? "yes" : row["why_not"].get<std::string>()));
-  }
+  print_rows("devices", "device", info["devices"]);
+  print_rows("engines", "engine", info["engines"]);
 }
 
 }  // namespace

@@ -8,6 +8,10 @@ endif()
 # The wheels hold no libkineto, since it is inside libtorch_cpu, yet their package file warns that it is missing.
 # An answer that is linked anyway keeps it from searching.
 set(kineto_LIBRARY c10)
+# A CUDA build's package file would compile and run a program to ask the GPU what it is. No file here needs the answer.
+if(NOT TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+  set(TORCH_CUDA_ARCH_LIST 8.0)
+endif()
 find_package(Torch QUIET HINTS ${gemma_torch_torch_hint})
 unset(kineto_LIBRARY)
 if(NOT Torch_FOUND)

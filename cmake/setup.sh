@@ -144,6 +144,23 @@ install_torch() {
   echo "${packages[*]}" > "$venv/.torch"
 }
 
+# ---- CUDA's headers, against which the tests compile what calls CUDA where LibTorch has none
+
+cuda_headers=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88)   # 8 MB
+
+fetch_cuda_headers() {
+  local headers=$repo/build/cuda root
+  for root in "$headers"/nvidia/cu13 "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda /usr/local/cuda-13.0; do
+    if [ -n "$root" ] && [ -e "$root/include/cuda_runtime_api.h" ]; then return; fi
+  done
+  if [ "$(uname)" = Darwin ]; then return 1; fi
+  install_packages
+  make_venv
+  rm -rf "$headers" "$headers.partial"
+  "$venv/bin/python" -m pip install $(quiet) --disable-pip-version-check --no-deps --target "$headers.partial" \
+    "${cuda_headers[@]}" 2> "$venv/.pip.log" && mv "$headers.partial" "$headers"
+}
+
 # ---- configure and build
 
 configure() {   # FOLDER of TorchConfig.cmake

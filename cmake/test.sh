@@ -6,9 +6,15 @@ mkdir -p "$repo/build"
 
 # Without a network the weights may be missing: that must not keep the other tests from running.
 set_up() {
-  exclusively "$repo/build" build_program all
+  exclusively "$repo/build" build_tests
   exclusively "$GEMMA_TORCH_CACHE" fetch_both ||
     say "gemma_torch: warning: the default weights could not be fetched; the tests that need them will skip"
+}
+
+build_tests() {
+  fetch_cuda_headers ||
+    say "gemma_torch: warning: no headers of CUDA: whether the CUDA sources compile will not be tested"
+  build_program all
 }
 
 fetch_both() { fetch_weights "$GEMMA_TORCH_CACHE" && fetch_gguf "$GEMMA_TORCH_CACHE"; }

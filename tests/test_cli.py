@@ -40,7 +40,7 @@ LLAMA_BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends mod
 BENCH_SAMPLES = ["samples_ns", "samples_ts"]
 BENCH_FIELDS = """median_ts min_ts max_ts engine isa cached device dtype weights quant n_sequences top_k
     bytes_per_token achieved_gb_s roofline_gb_s roofline_reading roofline_share roofline_exceeded
-    time_to_first_token_ms peak_memory_bytes logits_hash""".split()
+    time_to_first_token_ms peak_memory_bytes peak_device_memory_bytes logits_hash""".split()
 
 
 def gemma(*arguments, text="", code=0):
@@ -345,7 +345,7 @@ class Info(CliTest):
         value = one_object("info", *model("golden"))
         self.fields(
             value,
-            "model instruct stop_ids sampling config parameters memory machine engines",
+            "model instruct stop_ids sampling config parameters memory machine devices engines",
         )
         # A layer: q 32, k 8, v 8, out 32 and three times 24, each by 16; norms 4 x 16 and 2 x 8.
         layers = 4 * (16 * (32 + 8 + 8 + 32 + 3 * 24) + 4 * 16 + 2 * 8)

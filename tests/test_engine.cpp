@@ -85,7 +85,7 @@ TEST_CASE("bad requests are refused before any work", "[engine]") {
   CHECK(engine->position() == 0);
   CHECK(engine->history(0).empty());
   CHECK_THROWS_WITH(parse_engine("turbo"),
-                    Catch::Contains("expected auto, eager, fused or traced, got turbo"));
+                    Catch::Contains("expected auto, eager, fused, traced or graph, got turbo"));
 }
 
 TEST_CASE("the head runs once a step, however many rows ask", "[engine]") {

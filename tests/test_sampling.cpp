@@ -57,22 +57,21 @@ TEST_CASE("draws follow the filtered probabilities", "[sampling]") {
   const Sampling sampling{.temperature = 0.8, .top_k = 3};
   std::vector<double> shares;
   filter(candidates, sampling, shares);
-  std::mt19937_64 random(7);
+  Draws draws({.seed = 7}, /*batch=*/1);
   std::map<int64_t, int> counts;
-  const int draws = 40'000;
-  for (int i = 0; i < draws; ++i) {
-    ++counts[draw(candidates, sampling, random, shares)];
+  const int times = 40'000;
+  for (int i = 0; i < times; ++i) {
+    ++counts[draw(candidates, sampling, draws.next()[0], shares)];
   }
   for (size_t i = 0; i < shares.size(); ++i) {
-    CHECK(counts[candidates[i].id] / static_cast<double>(draws) == Approx(shares[i]).margin(0.01));
+    CHECK(counts[candidates[i].id] / static_cast<double>(times) == Approx(shares[i]).margin(0.01));
   }
   CHECK(counts.size() == 3);
 }
 
 TEST_CASE("temperature 0 is the best candidate, the lower id of equals", "[sampling]") {
-  std::mt19937_64 random(1);
   std::vector<double> shares;
-  CHECK(draw(sorted({1.0F, 5.0F, 5.0F}), {.temperature = 0}, random, shares) == 1);
+  CHECK(draw(sorted({1.0F, 5.0F, 5.0F}), {.temperature = 0}, /*place=*/0.9, shares) == 1);
 }
 
 TEST_CASE("sampling values out of range are named", "[sampling]") {

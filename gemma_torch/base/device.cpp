@@ -1,5 +1,6 @@
 #include "gemma_torch/base/device.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <sys/resource.h>
 #include <torch/cuda.h>
 #include <torch/mps.h>
@@ -146,6 +147,21 @@ int64_t peak_memory_bytes() {
 #else
   return int64_t{1024} * usage.ru_maxrss;  // Linux counts kibibytes
 #endif
+}
+
+std::optional<int64_t> peak_device_memory_bytes(c10::Device device) {
+  if (!device.is_cuda()) {
+    return {};
+  }
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return stats.allocated_bytes[kAll].peak;
+}
+
+void reset_peak_device_memory(c10::Device device) {
+  if (device.is_cuda()) {
+    c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+  }
 }
 
 }  // namespace gemma_torch

@@ -3,6 +3,7 @@
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,5 +31,10 @@ std::vector<std::string> cpu_features();
 
 /// Largest resident memory of this process so far, bytes.
 int64_t peak_memory_bytes();
+
+/// Most bytes of a CUDA device that tensors had at once since the last reset; nothing for other devices, whose allocators
+/// do not count.
+std::optional<int64_t> peak_device_memory_bytes(c10::Device device);
+void reset_peak_device_memory(c10::Device device);
 
 }  // namespace gemma_torch

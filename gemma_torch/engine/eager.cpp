@@ -38,11 +38,12 @@ int64_t step_bytes(Gemma3Model model) {
 }
 
 EngineReport EagerEngine::report(int64_t depth) const {
-  return {"eager",
-          kernels::isa_name(kernels::row_kernels().isa),
-          dtype_name(model_->tok_emb->weight.scalar_type()),
-          at::get_num_threads(),
-          step_bytes(model_) + cache_.bytes_seen(depth)};
+  return {
+      "eager",
+      kernels_name(model_->tok_emb->weight.device(), kernels::isa_name(kernels::row_kernels().isa)),
+      dtype_name(model_->tok_emb->weight.scalar_type()),
+      at::get_num_threads(),
+      step_bytes(model_) + cache_.bytes_seen(depth)};
 }
 
 }  // namespace gemma_torch

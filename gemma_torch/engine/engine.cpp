@@ -6,8 +6,10 @@
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/tensor_map.h"
+#include "gemma_torch/engine/device_sampler.h"
 #include "gemma_torch/engine/eager.h"
 #include "gemma_torch/engine/fused.h"
+#include "gemma_torch/engine/graph.h"
 #include "gemma_torch/engine/recompute.h"
 #include "gemma_torch/engine/traced.h"
 
@@ -42,13 +44,24 @@ void Engine::append(const std::vector<int64_t>& ids) {
   append_rows(ids.data(), static_cast<int64_t>(ids.size()));
 }
 
-void Engine::append_rows(const int64_t* ids, int64_t T) {
+void Engine::check_room(int64_t T) const {
   check(
       position() + T <= capacity_,
       "[append] expected at most {} tokens, got {} at position {}. Hint: a larger capacity (--ctx)",
       capacity_,
       T,
       position());
+}
+
+void Engine::note_step(const std::vector<int64_t>& ids) {
+  best_k_ = 0;
+  for (size_t row = 0; row < ids.size(); ++row) {
+    history_[row].push_back(ids[row]);
+  }
+}
+
+void Engine::append_rows(const int64_t* ids, int64_t T) {
+  check_room(T);
   for (int64_t i = 0; i < batch_ * T; ++i) {
     check(ids[i] >= 0 && ids[i] < vocab_size_,
           "[append] token id: expected 0 to {}, got {} (token {} of row {})",
@@ -103,29 +116,18 @@ std::span<const Candidate> Engine::best(int64_t k, int64_t row) {
 }
 
 void Engine::do_top(int64_t k, std::vector<Candidate>& best) {
-  const auto last = logits(Rows::kLast).squeeze(/*dim=*/1);  // (B, V)
-  best.clear();
-  if (k == 1) {
-    const auto ids = last.argmax(/*dim=*/-1, /*keepdim=*/true);
-    const auto chosen = ids.to(at::kCPU);
-    const auto logits = last.gather(/*dim=*/-1, ids).to(at::kCPU);
-    for (int64_t row = 0; row < last.size(0); ++row) {
-      best.push_back({chosen.const_data_ptr<int64_t>()[row], logits.const_data_ptr<float>()[row]});
-    }
-    return;
+  auto last = logits(Rows::kLast).squeeze(/*dim=*/1);  // (B, V)
+  if (last.is_mps()) {
+    last = last.to(at::kCPU);  // the same memory, and 64-bit sorting is not everywhere
   }
-  const auto worst = std::get<0>(last.topk(k, /*dim=*/-1)).narrow(/*dim=*/-1, k - 1, 1);
-  for (int64_t row = 0; row < last.size(0); ++row) {
-    // topk takes any of those that equal the k-th best: all of them in the order of their ids, then a stable sort.
-    const auto reaching = last[row].ge(worst[row]).nonzero().squeeze(/*dim=*/1);
-    const auto values = last[row].index_select(/*dim=*/0, reaching);
-    const auto order = values.argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true)
-                           .narrow(/*dim=*/0, /*start=*/0, k);
-    const auto ids = reaching.index_select(/*dim=*/0, order).to(at::kCPU);
-    const auto logits = values.index_select(/*dim=*/0, order).to(at::kCPU);
-    for (int64_t i = 0; i < k; ++i) {
-      best.push_back({ids.const_data_ptr<int64_t>()[i], logits.const_data_ptr<float>()[i]});
-    }
+  const auto [ids, values] = best_of(last, k);
+  // Read at once, since each read waits for the device: doubles hold both exactly.
+  const auto read = at::stack({ids.to(at::kDouble), values.to(at::kDouble)}).to(at::kCPU);
+  const auto* id = read.const_data_ptr<double>();
+  const auto* logit = id + ids.numel();
+  best.clear();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    best.push_back({static_cast<int64_t>(id[i]), static_cast<float>(logit[i])});
   }
 }
 
@@ -198,17 +200,15 @@ const std::vector<Candidate>& Engine::candidates(int64_t row, const Sampling& sa
 
 void Engine::decode(int64_t n, const Sampling& sampling, const OnToken& on_token) {
   check_sampling(sampling);
-  std::vector<std::mt19937_64> random;
-  for (int64_t row = 0; row < batch_; ++row) {
-    random.emplace_back(sampling.seed + static_cast<uint64_t>(row));
-  }
+  Draws draws(sampling, batch_);
   std::vector<bool> active(static_cast<size_t>(batch_), true);
   std::vector<int64_t> next(static_cast<size_t>(batch_));
   std::vector<double> probabilities;
   for (int64_t step = 0; step < n; ++step) {
+    const auto& places = draws.next();
     for (int64_t row = 0; row < batch_; ++row) {
       const auto index = static_cast<size_t>(row);
-      const auto id = draw(candidates(row, sampling), sampling, random[index], probabilities);
+      const auto id = draw(candidates(row, sampling), sampling, places[index], probabilities);
       next[index] = id;
       active[index] = active[index] && on_token(row, id);
     }
@@ -228,17 +228,27 @@ std::vector<KernelTime> Engine::profile() const {
   fail("[profile] expected the fused engine, got {}", report(0).engine);
 }
 
+namespace {
+
+constexpr std::pair<const char*, EngineKind> kKinds[] = {{"auto", EngineKind::kAuto},
+                                                         {"eager", EngineKind::kEager},
+                                                         {"fused", EngineKind::kFused},
+                                                         {"traced", EngineKind::kTraced},
+                                                         {"graph", EngineKind::kGraph}};
+
+const char* engine_name(EngineKind kind) {
+  return kKinds[static_cast<size_t>(kind)].first;
+}
+
+}  // namespace
+
 EngineKind parse_engine(const std::string& name) {
-  const std::pair<const char*, EngineKind> kinds[] = {{"auto", EngineKind::kAuto},
-                                                      {"eager", EngineKind::kEager},
-                                                      {"fused", EngineKind::kFused},
-                                                      {"traced", EngineKind::kTraced}};
-  for (const auto& [known, kind] : kinds) {
+  for (const auto& [known, kind] : kKinds) {
     if (name == known) {
       return kind;
     }
   }
-  fail("[engine] expected auto, eager, fused or traced, got {}", name);
+  fail("[engine] expected auto, eager, fused, traced or graph, got {}", name);
 }
 
 EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options) {
@@ -250,6 +260,8 @@ EngineKind choose_engine(const Gemma3Model& model, const EngineOptions& options)
 
 std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& options) {
   if (!options.cached) {
+    check(options.kind != EngineKind::kGraph,
+          "[graph] expected a cache, which its graphs write, got none. Hint: --engine eager");
     auto inner = options;
     inner.cached = true;
     return std::make_unique<RecomputeEngine>(make_engine(std::move(model), inner));
@@ -263,10 +275,16 @@ std::unique_ptr<Engine> make_engine(Gemma3Model model, const EngineOptions& opti
   }
   check(options.fused.quant == OnTheFly::kNone,
         "[quant] expected none for the {} engine, got int8. Hint: --engine fused",
-        kind == EngineKind::kTraced ? "traced" : "eager");
+        engine_name(kind));
+  check(!options.probe || kind == EngineKind::kEager,
+        "[{}] expected no probe, got one. Hint: --engine eager",
+        engine_name(kind));
   if (kind == EngineKind::kTraced) {
-    check(!options.probe, "[traced] expected no probe, got one. Hint: --engine eager");
     return std::make_unique<TracedEngine>(std::move(model), options);
+  }
+  if (kind == EngineKind::kGraph) {
+    const auto device = model->tok_emb->weight.device();
+    return std::make_unique<GraphEngine>(std::move(model), options, cuda_recorder(device));
   }
   return std::make_unique<EagerEngine>(std::move(model), options);
 }

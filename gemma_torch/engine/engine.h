@@ -26,9 +26,9 @@ struct TopK {
 
 /// How an engine runs, for reports.
 struct EngineReport {
-  std::string engine;  // "eager", "fused", "traced"
+  std::string engine;  // "eager", "fused", "traced", "graph"
   std::string
-      isa;  // instruction set of its kernels; of eager, that of one-row products; of traced, ATen's
+      isa;  // instruction set of its kernels; of eager, that of one-row products; of traced, ATen's; or "cuda", "mps"
   std::string
       weights;  // form of the layers' weights: "float32", "bfloat16", "lossless12", "int8", ..
   int threads = 1;
@@ -108,6 +108,12 @@ class Engine {
   // The k best of each row, (B, k), k at most V. By default from all logits.
   virtual void do_top(int64_t k, std::vector<Candidate>& best);
 
+  // For a decode() of another kind. Throws: Error unless T more tokens fit.
+  void check_room(int64_t T) const;
+  // Notes that one token a row, ids (B), was appended without append().
+  void note_step(const std::vector<int64_t>& ids);
+  const std::vector<std::vector<int64_t>>& histories() const { return history_; }
+
  private:
   virtual void do_append(const int64_t* ids, int64_t T) = 0;  // checked: (B, T), T >= 1, fits
   virtual void do_rewind(int64_t position) = 0;
@@ -126,7 +132,7 @@ class Engine {
   TokenSet seen_;
 };
 
-enum class EngineKind { kAuto, kEager, kFused, kTraced };
+enum class EngineKind { kAuto, kEager, kFused, kTraced, kGraph };
 
 /// Weights of a fused engine: as the model has them, or its bfloat16 layers rounded to int8 as it is made.
 enum class OnTheFly { kNone, kInt8 };
@@ -152,10 +158,11 @@ struct EngineOptions {
   Probe probe = {};                              // eager only
   bool cached = true;                            // false: each append runs the whole sequence anew
   std::string traced_file = {};  // traced only: run this trace; empty: trace the model
+  int64_t launch_steps = 8;      // graph only: tokens made between two readings by the host
   FusedOptions fused = {};
 };
 
-/// "auto", "eager", "fused" or "traced". Throws: Error for another name.
+/// "auto", "eager", "fused", "traced" or "graph". Throws: Error for another name.
 EngineKind parse_engine(const std::string& name);
 
 /// The engine that kAuto stands for: fused where it can run the model (on the CPU, bfloat16 or packed weights, no

@@ -5,6 +5,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <bit>
 #include <typeinfo>
 
 #include "gemma_torch/base/error.h"
@@ -25,19 +26,37 @@ KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& wei
           .dtype = options.kv_dtype.value_or(weight.scalar_type())};
 }
 
+at::Tensor sent(const at::Tensor& tensor, c10::Device device) {
+  // A copy from memory that the system may page out makes the host wait.
+  return device.is_cuda() ? tensor.pin_memory().to(device, /*non_blocking=*/true)
+                          : tensor.to(device);
+}
+
+int64_t pass_length(int64_t left, int64_t chunk, bool few_shapes) {
+  const auto most = std::min(left, chunk);
+  return few_shapes ? static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(most))) : most;
+}
+
+std::string kernels_name(c10::Device device, std::string isa) {
+  return device.is_cuda() ? "cuda" : device.is_mps() ? "mps" : std::move(isa);
+}
+
 HiddenEngine::HiddenEngine(const Gemma3Config& cfg, const KvCacheOptions& options)
     : Engine(options.batch, options.capacity, cfg.vocab_size), cache_(cfg, options) {}
 
 void HiddenEngine::do_append(const int64_t* given, int64_t T) {
   const c10::InferenceMode inference;
-  const auto ids = at::from_blob(const_cast<int64_t*>(given), {batch(), T}, at::kLong);
-  forget_last();
+  const auto& how = cache_.options();
+  const auto ids =
+      sent(at::from_blob(const_cast<int64_t*>(given), {batch(), T}, at::kLong), how.device);
+  set_hidden({});
   std::vector<at::Tensor> parts;
-  for (int64_t start = 0; start < T; start += cache_.options().chunk) {
-    const auto length = std::min(cache_.options().chunk, T - start);
-    parts.push_back(run(ids.narrow(/*dim=*/1, start, length).to(cache_.options().device)));
+  for (int64_t start = 0; start < T;) {
+    const auto length = pass_length(T - start, how.chunk, how.device.is_mps());
+    parts.push_back(run(ids.narrow(/*dim=*/1, start, length)));
+    start += length;
   }
-  hidden_ = parts.size() == 1 ? parts[0] : at::cat(parts, /*dim=*/1);
+  set_hidden(parts.size() == 1 ? parts[0] : at::cat(parts, /*dim=*/1));
 }
 
 at::Tensor HiddenEngine::logits(Rows rows) {
@@ -71,16 +90,16 @@ at::Tensor HiddenEngine::log_prob(const at::Tensor& targets) {
 
 void HiddenEngine::do_rewind(int64_t position) {
   cache_.rewind(position);
-  forget_last();
+  set_hidden({});
 }
 
 void HiddenEngine::do_reset(const at::Tensor& first) {
   cache_.reset(first);
-  forget_last();
+  set_hidden({});
 }
 
-void HiddenEngine::forget_last() {
-  hidden_ = at::Tensor();
+void HiddenEngine::set_hidden(at::Tensor hidden) {
+  hidden_ = std::move(hidden);
   last_logits_ = at::Tensor();
 }
 

@@ -16,6 +16,10 @@ class HiddenEngine : public Engine {
  protected:
   HiddenEngine(const Gemma3Config& cfg, const KvCacheOptions& options);
 
+  // What logits() and log_prob() are of from now on: hidden states (B, T, E) of the last append; undefined: of nothing.
+  void set_hidden(at::Tensor hidden);
+  bool has_hidden() const { return hidden_.defined(); }
+
   KvCache cache_;
 
  private:
@@ -29,11 +33,20 @@ class HiddenEngine : public Engine {
   void do_rewind(int64_t position) override;
   void do_reset(const at::Tensor& first) override;
   void do_copy_from(const Engine& other) override;
-  void forget_last();
 
   at::Tensor hidden_;       // (B, T, E) of the last append; undefined after reset and rewind
   at::Tensor last_logits_;  // (B, 1, V) once asked for: every row of a batch asks anew
 };
+
+/// A copy on the device of a tensor on the CPU. The host does not wait for it.
+at::Tensor sent(const at::Tensor& tensor, c10::Device device);
+
+/// How many of `left` tokens go into the next pass. With `few_shapes`, powers of two alone: Apple's GPUs keep memory for
+/// every shape that they have seen.
+int64_t pass_length(int64_t left, int64_t chunk, bool few_shapes);
+
+/// What the kernels of LibTorch on a device are for: "cuda", "mps", and on the CPU `isa`.
+std::string kernels_name(c10::Device device, std::string isa);
 
 /// Options of the cache of an engine over weights of this dtype and device.
 KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& weight);

@@ -110,23 +110,33 @@ void filter(const std::vector<Candidate>& candidates,
 
 int64_t draw(const std::vector<Candidate>& candidates,
              const Sampling& s,
-             std::mt19937_64& random,
+             double place,
              std::vector<double>& shares) {
   filter(candidates, s, shares);
-  if (shares.size() == 1) {
-    return candidates[0].id;
-  }
-  // 53 random bits, made here: the standard leaves the library's distributions open, and a seed must mean the same
-  // text everywhere.
-  const double at = static_cast<double>(random() >> 11) * 0x1.0p-53;
   double sum = 0;
   for (size_t i = 0; i < shares.size(); ++i) {
     sum += shares[i];
-    if (at < sum) {
+    if (place < sum) {
       return candidates[i].id;
     }
   }
   return candidates[shares.size() - 1].id;
+}
+
+Draws::Draws(const Sampling& sampling, int64_t batch)
+    : greedy_(sampling.temperature == 0), numbers_(static_cast<size_t>(batch), 0.0) {
+  for (int64_t row = 0; row < batch; ++row) {
+    rows_.emplace_back(sampling.seed + static_cast<uint64_t>(row));
+  }
+}
+
+const std::vector<double>& Draws::next() {
+  for (size_t row = 0; row < rows_.size() && !greedy_; ++row) {
+    // 53 random bits, made here: the standard leaves the library's distributions open, and a seed must mean the same
+    // text everywhere.
+    numbers_[row] = static_cast<double>(rows_[row]() >> 11) * 0x1.0p-53;
+  }
+  return numbers_;
 }
 
 }  // namespace gemma_torch

@@ -17,6 +17,8 @@ struct Sampling {
   double repetition_penalty =
       1.0;  // divides positive, multiplies negative logits of tokens in the sequence
   uint64_t seed = 0;
+
+  bool operator==(const Sampling&) const = default;
 };
 
 /// Throws Error naming the field if one is out of range.
@@ -59,10 +61,25 @@ void filter(const std::vector<Candidate>& candidates,
             const Sampling& sampling,
             std::vector<double>& probabilities);
 
-/// A token drawn with the probabilities that filter() leaves, which are kept in `probabilities`.
+/// The token at `place`, 0 to 1, of those that filter() leaves, laid side by side in their order, as wide as they are
+/// likely. Keeps their probabilities in `probabilities`.
 int64_t draw(const std::vector<Candidate>& candidates,
              const Sampling& sampling,
-             std::mt19937_64& random,
+             double place,
              std::vector<double>& probabilities);
+
+/// A stream of random numbers for each row of a batch: one number a row for each token, whatever is drawn with it.
+class Draws {
+ public:
+  Draws(const Sampling& sampling, int64_t batch);
+
+  /// The next number of each row, at least 0 and below 1, until the next call; zeros for greedy sampling, which needs none.
+  const std::vector<double>& next();
+
+ private:
+  bool greedy_;
+  std::vector<std::mt19937_64> rows_;  // B
+  std::vector<double> numbers_;        // B
+};
 
 }  // namespace gemma_torch

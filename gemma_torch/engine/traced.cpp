@@ -254,7 +254,7 @@ at::Tensor TracedEngine::head(const at::Tensor& x) {
 
 EngineReport TracedEngine::report(int64_t /*depth*/) const {
   return {"traced",
-          at::get_cpu_capability(),
+          kernels_name(cache_.options().device, at::get_cpu_capability()),
           weights_,
           at::get_num_threads(),
           script_->number("step_bytes") + cache_.bytes()};  // every slot is met

@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -124,6 +126,12 @@ void check_names(const TensorMap& dump, int64_t n_layers) {
   check(dump.size() >= 2, "[parity] the dump holds no site, only ids");
 }
 
+// The dtype that an engine's results are judged by.
+c10::ScalarType coarser(const Engine& engine, const at::Tensor& theirs) {
+  const bool float32 = engine.report(0).weights == "float32" && theirs.scalar_type() == at::kFloat;
+  return float32 ? at::kFloat : at::kBFloat16;
+}
+
 }  // namespace
 
 double parity_tolerance(Site site, c10::ScalarType dtype, double max_reference) {
@@ -167,9 +175,45 @@ SiteParity compare_logits(Engine& engine, const TensorMap& dump) {
         shape_str(theirs.sizes()));
   SiteParity result{.site = "logits"};
   measure(ours, theirs, result);
-  const bool float32 = engine.report(0).weights == "float32" && theirs.scalar_type() == at::kFloat;
+  result.tolerance = parity_tolerance(Site::kLogits, coarser(engine, theirs), result.max_reference);
+  return result;
+}
+
+TensorMap dump_of(Gemma3Model model, const at::Tensor& ids) {
+  const at::NoGradGuard no_grad;
+  TensorMap dump{{"ids", ids}};
+  const Probe probe = [&](const At& at, const at::Tensor& value) {
+    dump[site_name(at.site, at.layer)] = value.to(at::kCPU);
+    return value;
+  };
+  model->forward(ids.to(model->tok_emb->weight.device()), /*cache=*/nullptr, probe);
+  return dump;
+}
+
+SiteParity compare_decode(Engine& engine, Gemma3Model model, const at::Tensor& ids, int64_t n) {
+  const at::NoGradGuard no_grad;
+  const auto T = ids.size(1);
+  check(T + n - 1 <= engine.capacity(),
+        "[parity] capacity: expected at least {}, got {}",
+        T + n - 1,
+        engine.capacity());
+  engine.reset();
+  engine.append(ids);
+  std::vector<int64_t> made;
+  engine.decode(n, {.temperature = 0}, [&](int64_t, int64_t id) {
+    made.push_back(id);
+    return true;
+  });
+  const auto chosen = at::tensor(made, at::kLong).unsqueeze(0);  // (1, n)
+  const auto read = at::cat({ids, chosen.narrow(/*dim=*/1, /*start=*/0, n - 1)}, /*dim=*/1);
+  const auto x = model->hidden(read.to(model->tok_emb->weight.device()));
+  const auto logits = model->out_head(x.narrow(/*dim=*/1, T - 1, n)).to(at::kCPU, at::kFloat);
+  const auto of_chosen = logits.gather(/*dim=*/-1, chosen.unsqueeze(-1)).squeeze(-1);
+  SiteParity result{.site = "decode"};
+  measure(of_chosen, logits.amax(/*dim=*/-1), result);
+  result.max_reference = logits.abs().max().item<double>();
   result.tolerance =
-      parity_tolerance(Site::kLogits, float32 ? at::kFloat : at::kBFloat16, result.max_reference);
+      2 * parity_tolerance(Site::kLogits, coarser(engine, logits), result.max_reference);
   return result;
 }
 

@@ -39,4 +39,14 @@ std::vector<SiteParity> compare_with_dump(
 /// Throws: Error if it does not, or if they are another model's.
 SiteParity compare_logits(Engine& engine, const TensorMap& dump);
 
+/// Every site's value in a run of the model on ids (1, T) int64 without a cache, on the CPU, under the names that
+/// compare_with_dump reads; `ids` among them.
+TensorMap dump_of(Gemma3Model model, const at::Tensor& ids);
+
+/// What the model's own logits say of n greedy tokens that an engine's decode() makes after ids (1, T): how far the one
+/// chosen lies below the best, where the model reads the engine's tokens. The values are logits, of positions T - 1 to
+/// T + n - 2, and twice their tolerance is allowed: the engine may be off at either of two tokens.
+/// Throws: Error if the engine holds fewer than T + n - 1 tokens.
+SiteParity compare_decode(Engine& engine, Gemma3Model model, const at::Tensor& ids, int64_t n);
+
 }  // namespace gemma_torch

@@ -1,0 +1,219 @@
+// The graph engine's bookkeeping and the sampling on the device, on the CPU, where a recorder replays the work itself:
+// all of it but the capture.
+
+#include "gemma_torch/engine/graph.h"
+
+#include <ATen/Functions.h>
+#include <ATen/record_function.h>
+
+#include <set>
+
+#include "gemma_torch/base/error.h"
+#include "support/catch.h"
+#include "support/decoding.h"
+#include "support/golden.h"
+#include "support/small_models.h"
+
+using namespace gemma_torch;
+using namespace gemma_torch::test;
+
+namespace {
+
+int recordings = 0;
+
+// Does for real what the recorder of CUDA does before it captures.
+Replay recorder(const Work& work, const Work& restore) {
+  ++recordings;
+  for (int i = 0; i < 3; ++i) {
+    restore();
+    work();
+  }
+  restore();
+  return work;
+}
+
+std::unique_ptr<GraphEngine> graph_engine(Gemma3Model model, const EngineOptions& options) {
+  return std::make_unique<GraphEngine>(std::move(model), options, recorder);
+}
+
+}  // namespace
+
+TEST_CASE("launches of any length make the host loop's tokens", "[graph]") {
+  const auto model = small_models().wide;
+  const auto prompt = (at::arange(2 * 11) * 37 % 1000).view({2, 11});
+  const auto padding = at::tensor({0, 3}, at::kLong);
+  for (const auto& sampling : kSamplings) {
+    CAPTURE(sampling.seed, sampling.top_k, sampling.top_p, sampling.repetition_penalty);
+    const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64, .batch = 2});
+    host->reset(padding);
+    host->append(prompt);
+    const auto want = decoded(*host, 30, sampling);
+    const std::set<int64_t> different(want.rows[0].begin(), want.rows[0].end());
+    CHECK((sampling.temperature == 0 || different.size() > 3));
+    for (const int64_t steps : {1, 4, 8}) {
+      CAPTURE(steps);
+      const auto engine = graph_engine(model, {.capacity = 64, .batch = 2, .launch_steps = steps});
+      engine->reset(padding);
+      engine->append(prompt);
+      CHECK(decoded(*engine, 30, sampling).rows == want.rows);
+      CHECK(engine->position() == host->position());
+      CHECK(engine->history(0) == host->history(0));
+      CHECK(engine->history(1) == host->history(1));
+      CHECK(max_difference(engine->logits(Rows::kLast), host->logits(Rows::kLast)) <
+            kFloatTolerance);
+    }
+  }
+}
+
+TEST_CASE("a decode that ends within a launch leaves what the host loop leaves", "[graph]") {
+  const auto model = small_models().wide;
+  const auto prompt = (at::arange(9) * 31 % 1000).view({1, 9});
+  const Sampling sampling{.temperature = 1, .top_k = 30, .seed = 11};
+  const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
+  const auto engine = graph_engine(model, {.capacity = 64, .launch_steps = 8});
+  for (const size_t most : {1U, 2U, 5U, 9U, 12U}) {
+    CAPTURE(most);
+    for (Engine* one : {host.get(), static_cast<Engine*>(engine.get())}) {
+      one->reset();
+      one->append(prompt);
+    }
+    const auto want = decoded(*host, 20, sampling, {most});
+    const auto told = decoded(*engine, 20, sampling, {most});
+    CHECK(told.rows == want.rows);
+    CHECK(engine->position() == host->position());
+    CHECK(engine->history(0) == host->history(0));
+    // Another turn goes on from there.
+    const auto turn = at::tensor({5, 6, 7}, at::kLong).unsqueeze(0);
+    host->append(turn);
+    engine->append(turn);
+    CHECK(max_difference(engine->logits(Rows::kLast), host->logits(Rows::kLast)) < kFloatTolerance);
+    CHECK(decoded(*engine, 9, sampling).rows == decoded(*host, 9, sampling).rows);
+  }
+  engine->reset();
+  engine->append(prompt);
+  CHECK_THROWS_WITH(engine->decode(20,
+                                   sampling,
+                                   [&](int64_t, int64_t) -> bool {
+                                     if (engine->position() == 12) {
+                                       throw Error("the caller's");
+                                     }
+                                     return true;
+                                   }),
+                    "the caller's");
+  CHECK(engine->position() == 12);
+  CHECK(engine->history(0).size() == 12);
+}
+
+TEST_CASE("a launch never passes the capacity, and what is too much is an error", "[graph]") {
+  const auto model = small_models().wide;
+  const auto engine = graph_engine(model, {.capacity = 20, .chunk = 16, .launch_steps = 8});
+  engine->append((at::arange(9) * 31).view({1, 9}));
+  CHECK(decoded(*engine, 12, {.temperature = 0}).rows[0].size() == 12);  // the last is not appended
+  CHECK(engine->position() == 20);
+  CHECK_THROWS_WITH(decoded(*engine, 2, {.temperature = 0}), Catch::Contains("at most 20 tokens"));
+  CHECK_THROWS_WITH(graph_engine(model, {.chunk = 4, .launch_steps = 5}),
+                    Catch::Contains("1 to 4, got 5"));
+  CHECK_THROWS_WITH(make_engine(model, {.kind = EngineKind::kGraph}), Catch::Contains("[graph]"));
+  CHECK_THROWS_WITH(make_engine(model, {.kind = EngineKind::kGraph, .cached = false}),
+                    Catch::Contains("expected a cache"));
+}
+
+TEST_CASE("what was recorded serves every seed, and is recorded anew for another sampler",
+          "[graph]") {
+  const auto engine = graph_engine(small_models().wide, {.capacity = 200, .launch_steps = 4});
+  engine->append((at::arange(9) * 31).view({1, 9}));
+  const auto before = recordings;
+  decoded(*engine, 5, {.temperature = 1, .top_k = 9, .seed = 1});
+  decoded(*engine, 9, {.temperature = 1, .top_k = 9, .seed = 2});
+  CHECK(recordings - before == 1);
+  decoded(*engine, 3, {.temperature = 1, .top_k = 9, .seed = 2});  // steps of one
+  CHECK(recordings - before == 2);
+  decoded(*engine, 5, {.temperature = 1, .top_k = 10, .seed = 2});
+  CHECK(recordings - before == 3);
+}
+
+TEST_CASE("the best are found in the host's order, equals and zeros of both signs too", "[graph]") {
+  torch::manual_seed(1);
+  auto logits = at::randn({3, 777}).to(at::kBFloat16).to(at::kFloat).contiguous();  // many equals
+  logits.narrow(1, 100, 300).copy_(at::randn({3, 300}).sign() * 0.0);
+  std::vector<Candidate> want;
+  for (int64_t id = 0; id < 777; ++id) {
+    want.push_back({id, logits[1][id].item<float>()});
+  }
+  std::sort(want.begin(), want.end(), is_better);
+  for (const int64_t k : {1, 2, 50, 500, 776, 777}) {
+    const auto [ids, values] = best_of(logits, k);
+    REQUIRE(ids.sizes() == at::IntArrayRef({3, k}));
+    for (int64_t i = 0; i < k; ++i) {
+      REQUIRE(ids[1][i].item<int64_t>() == want[static_cast<size_t>(i)].id);
+      REQUIRE(values[1][i].item<float>() == want[static_cast<size_t>(i)].logit);
+    }
+  }
+}
+
+TEST_CASE("where too many tokens are equal the host chooses, and the tokens stay the same",
+          "[graph]") {
+  auto model = small_models().wide;
+  {
+    const torch::NoGradGuard no_grad;
+    model->tok_emb->weight.narrow(0, 0, 700).copy_(model->tok_emb->weight[0].expand({700, -1}));
+  }
+  const Sampling sampling{.temperature = 1.5, .top_k = 20, .repetition_penalty = 1.1, .seed = 9};
+  const auto logits = at::zeros({1, 1003});
+  DeviceSampler sampler(sampling, 1, 1003, at::kCPU);
+  CHECK(sampler.choose(logits, at::full({1}, 0.5, at::kDouble)).item<int64_t>() == -1);
+  const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
+  const auto engine = graph_engine(model, {.capacity = 64, .launch_steps = 8});
+  const auto prompt = (at::arange(9) * 31 % 600).view({1, 9});
+  host->append(prompt);
+  engine->append(prompt);
+  CHECK(decoded(*engine, 40, sampling).rows == decoded(*host, 40, sampling).rows);
+  CHECK(engine->history(0) == host->history(0));
+}
+
+namespace {
+
+std::atomic<int64_t> waits{0};
+
+// Operations whose result the host reads, or whose shape it must know.
+std::unique_ptr<at::ObserverContext> see_waits(const at::RecordFunction& function) {
+  static const std::set<std::string> kWaiting{"aten::item",
+                                              "aten::_local_scalar_dense",
+                                              "aten::nonzero",
+                                              "aten::masked_select",
+                                              "aten::is_nonzero",
+                                              "aten::equal",
+                                              "aten::unique_dim"};
+  waits += kWaiting.contains(function.name()) ? 1 : 0;
+  return nullptr;
+}
+
+}  // namespace
+
+TEST_CASE("no step of decoding asks the device for a number", "[graph][engine]") {
+  const auto model = small_models().wide;
+  const auto prompt = (at::arange(9) * 31).view({1, 9});
+  const auto handle = at::addGlobalCallback(at::RecordFunctionCallback(see_waits));
+  at::tensor({1}, at::kLong).item<int64_t>();
+  const auto counted = waits.exchange(0);
+  for (const auto& sampling : kSamplings) {
+    const auto eager = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
+    const auto graph = graph_engine(model, {.capacity = 64, .launch_steps = 4});
+    for (Engine* one : {eager.get(), static_cast<Engine*>(graph.get())}) {
+      one->append(prompt);
+      decoded(*one, 20, sampling);
+    }
+  }
+  at::removeCallback(handle);
+  CHECK(counted > 0);
+  CHECK(waits == 0);
+}
+
+TEST_CASE("Apple's GPUs see powers of two", "[engine]") {
+  CHECK(pass_length(700, 512, /*few_shapes=*/true) == 512);
+  CHECK(pass_length(188, 512, /*few_shapes=*/true) == 128);
+  CHECK(pass_length(5, 512, /*few_shapes=*/true) == 4);
+  CHECK(pass_length(1, 512, /*few_shapes=*/true) == 1);
+  CHECK(pass_length(700, 512, /*few_shapes=*/false) == 512);
+  CHECK(pass_length(188, 512, /*few_shapes=*/false) == 188);
+}
