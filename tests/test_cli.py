@@ -377,7 +377,7 @@ class Parity(CliTest):
         self.assertRegex(shown[0], r"^\[OK\] embed max_abs=\S+ mean_abs=\S+")
         self.assertTrue(all(line.startswith("[OK]") for line in shown[:-1]))
         value = one_object("parity", self.dump, *model("golden"))
-        self.fields(value, "ok reference dtype tokens sites")
+        self.fields(value, "ok reference engine device dtype tokens sites")
         self.assertEqual(
             (value["ok"], value["reference"], value["dtype"], value["tokens"]),
             (True, "transformers", "float32", 10),
@@ -390,6 +390,19 @@ class Parity(CliTest):
             self.assertLess(other["sites"][0]["max_abs"], 1e-3)
         for row in value["sites"]:
             self.fields(row, "site max_abs mean_abs max_reference tolerance ok")
+
+    def test_without_a_dump_the_modules_in_float32_judge(self):
+        ids = ("--ids", "3,4,5,6,7,8,9,10,11,12", "-n", "20", *model("ids"))
+        value = one_object("parity", *ids, "--engine", "eager", "--dtype", "bfloat16")
+        self.assertEqual((value["reference"], value["ok"]), ("CPU float32 eager", True))
+        self.assertEqual(value["sites"][-1]["site"], "decode")
+        self.assertGreater(value["sites"][-2]["max_abs"], 0)
+        self.assertGreater(len(value["sites"]), 40)
+        value = one_object("parity", *ids, "--engine", "traced", "--dtype", "float32")
+        self.assertEqual([row["site"] for row in value["sites"]], ["logits", "decode"])
+        self.assertIn("[graph] ", error("parity", *ids, "--engine", "graph", "--device", "cpu"))
+        self.assertIn("got both", error("parity", self.dump, *ids))
+        self.assertIn("got neither", error("parity", *model("ids")))
 
     def test_a_difference_fails(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@
 #include <ATen/Functions.h>
 #include <ATen/record_function.h>
 
+#include <limits>
 #include <set>
 
 #include "gemma_torch/base/error.h"
@@ -82,6 +83,7 @@ TEST_CASE("a decode that ends within a launch leaves what the host loop leaves",
     CHECK(told.rows == want.rows);
     CHECK(engine->position() == host->position());
     CHECK(engine->history(0) == host->history(0));
+    CHECK(max_difference(engine->logits(Rows::kLast), host->logits(Rows::kLast)) < kFloatTolerance);
     // Another turn goes on from there.
     const auto turn = at::tensor({5, 6, 7}, at::kLong).unsqueeze(0);
     host->append(turn);
@@ -89,19 +91,25 @@ TEST_CASE("a decode that ends within a launch leaves what the host loop leaves",
     CHECK(max_difference(engine->logits(Rows::kLast), host->logits(Rows::kLast)) < kFloatTolerance);
     CHECK(decoded(*engine, 9, sampling).rows == decoded(*host, 9, sampling).rows);
   }
-  engine->reset();
-  engine->append(prompt);
-  CHECK_THROWS_WITH(engine->decode(20,
-                                   sampling,
-                                   [&](int64_t, int64_t) -> bool {
-                                     if (engine->position() == 12) {
-                                       throw Error("the caller's");
-                                     }
-                                     return true;
-                                   }),
-                    "the caller's");
-  CHECK(engine->position() == 12);
-  CHECK(engine->history(0).size() == 12);
+}
+
+TEST_CASE("an exception of the caller's leaves what was appended before it", "[graph]") {
+  const auto model = small_models().wide;
+  const auto prompt = (at::arange(9) * 31 % 1000).view({1, 9});
+  const Sampling sampling{.temperature = 1, .top_k = 30, .seed = 11};
+  const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
+  const auto engine = graph_engine(model, {.capacity = 64, .launch_steps = 8});
+  for (Engine* one : {host.get(), static_cast<Engine*>(engine.get())}) {
+    one->append(prompt);
+    const auto throws = [&](int64_t, int64_t) -> bool {
+      return one->position() == 12 ? throw Error("the caller's") : true;
+    };
+    CHECK_THROWS_WITH(one->decode(20, sampling, throws), "the caller's");
+    CHECK(one->position() == 12);
+    CHECK(one->history(0).size() == 12);
+  }
+  CHECK(max_difference(engine->logits(Rows::kLast), host->logits(Rows::kLast)) < kFloatTolerance);
+  CHECK(decoded(*engine, 9, sampling).rows == decoded(*host, 9, sampling).rows);
 }
 
 TEST_CASE("a launch never passes the capacity, and what is too much is an error", "[graph]") {
@@ -111,6 +119,12 @@ TEST_CASE("a launch never passes the capacity, and what is too much is an error"
   CHECK(decoded(*engine, 12, {.temperature = 0}).rows[0].size() == 12);  // the last is not appended
   CHECK(engine->position() == 20);
   CHECK_THROWS_WITH(decoded(*engine, 2, {.temperature = 0}), Catch::Contains("at most 20 tokens"));
+  engine->rewind(9);
+  engine->append((at::arange(1) + 3).view({1, 1}));
+  int64_t told = 0;
+  const auto count = [&](int64_t, int64_t) { return ++told > 0; };
+  CHECK_THROWS_WITH(engine->decode(30, {.temperature = 0}, count), Catch::Contains("at most 20"));
+  CHECK(told == 11);  // what fits, and the one that is not appended
   CHECK_THROWS_WITH(graph_engine(model, {.chunk = 4, .launch_steps = 5}),
                     Catch::Contains("1 to 4, got 5"));
   CHECK_THROWS_WITH(make_engine(model, {.kind = EngineKind::kGraph}), Catch::Contains("[graph]"));
@@ -153,22 +167,29 @@ TEST_CASE("the best are found in the host's order, equals and zeros of both sign
 
 TEST_CASE("where too many tokens are equal the host chooses, and the tokens stay the same",
           "[graph]") {
-  auto model = small_models().wide;
-  {
-    const torch::NoGradGuard no_grad;
-    model->tok_emb->weight.narrow(0, 0, 700).copy_(model->tok_emb->weight[0].expand({700, -1}));
-  }
-  const Sampling sampling{.temperature = 1.5, .top_k = 20, .repetition_penalty = 1.1, .seed = 9};
-  const auto logits = at::zeros({1, 1003});
+  const Sampling sampling{.temperature = 1.5, .top_k = 20, .repetition_penalty = 1.5, .seed = 9};
   DeviceSampler sampler(sampling, 1, 1003, at::kCPU);
-  CHECK(sampler.choose(logits, at::full({1}, 0.5, at::kDouble)).item<int64_t>() == -1);
-  const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
-  const auto engine = graph_engine(model, {.capacity = 64, .launch_steps = 8});
-  const auto prompt = (at::arange(9) * 31 % 600).view({1, 9});
-  host->append(prompt);
-  engine->append(prompt);
-  CHECK(decoded(*engine, 40, sampling).rows == decoded(*host, 40, sampling).rows);
-  CHECK(engine->history(0) == host->history(0));
+  const auto half = at::full({1}, 0.5, at::kDouble);
+  CHECK(sampler.choose(at::zeros({1, 1003}), half).item<int64_t>() == -1);
+  const auto nan = at::full({1, 1003}, std::numeric_limits<float>::quiet_NaN());
+  CHECK(sampler.choose(nan, half).item<int64_t>() < 1003);  // whatever it is, it is a token
+  torch::manual_seed(3);
+  Gemma3Model model(small_config(at::kFloat));    // its head is not the embedding
+  for (const int64_t equals : {200, 400, 900}) {  // in some of the steps, in more, in all
+    CAPTURE(equals);
+    {
+      const torch::NoGradGuard no_grad;
+      auto& rows = model->out_head->weight;
+      rows.narrow(0, 0, equals).copy_(rows[0].expand({equals, -1}));
+    }
+    const auto host = make_engine(model, {.kind = EngineKind::kEager, .capacity = 128});
+    const auto engine = graph_engine(model, {.capacity = 128, .launch_steps = 8});
+    const auto prompt = (at::arange(9) * 31 % 1000).view({1, 9});
+    host->append(prompt);
+    engine->append(prompt);
+    CHECK(decoded(*engine, 100, sampling).rows == decoded(*host, 100, sampling).rows);
+    CHECK(engine->history(0) == host->history(0));
+  }
 }
 
 namespace {

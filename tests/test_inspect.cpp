@@ -1,3 +1,4 @@
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
@@ -209,4 +210,28 @@ TEST_CASE("a dump of another model is refused by name", "[parity][golden]") {
   CHECK_THAT(error([](TensorMap& d) { d["ids"] = at::full({1, 10}, 101, at::kLong); }),
              Catch::Contains("expected 0 to 100, the dump has 101 to 101"));
   CHECK_THAT(error([](TensorMap& d) { d = {{"ids", d["ids"]}}; }), Catch::Contains("no site"));
+}
+
+TEST_CASE("an engine's greedy tokens are judged by the model's own logits", "[inspect][parity]") {
+  const Tiny tiny("tiny_grouped.safetensors");
+  const auto ids = tiny.want.at("ids").narrow(0, 0, 1);
+  const EngineOptions options{.kind = EngineKind::kEager, .capacity = 64};
+  const auto same = compare_decode(*make_engine(tiny.model(), options), tiny.model(), ids, 12);
+  CHECK(same.max_abs < 1e-4);
+  CHECK(same.ok());
+  CHECK(same.tolerance == Approx(4e-3));
+  auto other = tiny.model();
+  {
+    const torch::NoGradGuard no_grad;
+    other->final_norm->scale.add_(at::arange(other->cfg.emb_dim) * 0.1);
+  }
+  const auto wrong = compare_decode(*make_engine(other, options), tiny.model(), ids, 12);
+  CHECK(wrong.max_abs > 0.1);
+  CHECK(!wrong.ok());
+  const auto small = make_engine(tiny.model(), {.kind = EngineKind::kEager, .capacity = 12});
+  CHECK_THROWS_WITH(compare_decode(*small, tiny.model(), ids, 12), Catch::Contains("got 12"));
+  const auto dump = dump_of(tiny.model(), ids);
+  for (const auto& site : compare_with_dump(tiny.model(), dump)) {
+    CHECK(site.max_abs == 0);
+  }
 }

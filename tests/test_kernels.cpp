@@ -101,6 +101,10 @@ TEST_CASE("RMSNorm and Linear give the same with kernels and written out", "[ker
     CHECK(max_difference(norm(x), norm_want) < tolerance(dtype, norm_want));
     CHECK(max_difference(norm(x.transpose(0, 1)), norm_want.transpose(0, 1)) <
           tolerance(dtype, norm_want));
+    CHECK(!has_fused_norm(x));  // on CUDA alone
+    const auto fused = rms_norm_fused(x, norm->scale, 1e-6);
+    CHECK(fused.scalar_type() == dtype);
+    CHECK(max_difference(fused, norm_want) < tolerance(dtype, norm_want));
     CHECK(linear(row).sizes() == row_want.sizes());
     CHECK(max_difference(linear(row), row_want) < tolerance(dtype, row_want));
   }

@@ -115,7 +115,8 @@ at::Tensor DeviceSampler::choose(const at::Tensor& given, const at::Tensor& plac
     const auto shares = shares_of(ranked.logits.to(at::kDouble));
     const auto passed = shares.cumsum(/*dim=*/1).le(places.unsqueeze(1)).sum(/*dim=*/1);
     const auto last = shares.gt(0).sum(/*dim=*/1) - 1;
-    const auto at = at::minimum(passed, last).unsqueeze(1);
+    // Logits that are no numbers leave no share: any index will do, but it must be one.
+    const auto at = at::minimum(passed, last).clamp_min(0).unsqueeze(1);
     chosen = ranked.ids.gather(/*dim=*/1, at).squeeze(1);
     if (looked_at_ < logits.size(1)) {
       const auto worst = ranked.logits.select(/*dim=*/1, sampling_.top_k - 1);

@@ -42,6 +42,9 @@ torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
   if (has_kernels(x) && x.scalar_type() == scale.scalar_type()) {
     return rms_norm_kernel(x, scale, eps);
   }
+  if (has_fused_norm(x)) {
+    return rms_norm_fused(x, scale, eps);
+  }
   // In float32, as Hugging Face does: squares of bfloat16 sums lose too much.
   const auto x_f = x.to(torch::kFloat32);
   const auto var = x_f.pow(2).mean(/*dim=*/-1, /*keepdim=*/true);

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/rms_norm.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -89,6 +90,15 @@ at::Tensor rms_norm_kernel(const at::Tensor& given, const at::Tensor& scale, dou
     }
   });
   return y;
+}
+
+bool has_fused_norm(const at::Tensor& x) {
+  return c10::InferenceMode::is_enabled() && x.is_cuda();
+}
+
+at::Tensor rms_norm_fused(const at::Tensor& x, const at::Tensor& scale, double eps) {
+  const auto weight = scale.to(at::kFloat).add(1.0);  // of another dtype than x there is no kernel
+  return at::rms_norm(x.to(at::kFloat), {x.size(-1)}, weight, eps).to(x.scalar_type());
 }
 
 at::Tensor rope_kernel(const at::Tensor& given, const at::Tensor& cos, const at::Tensor& sin) {
