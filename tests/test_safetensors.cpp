@@ -199,6 +199,9 @@ TEST_CASE("a writer refuses what its header does not say", "[safetensors]") {
              ContainsSubstring("b (") && ContainsSubstring("widest dtypes first, got Float"));
   CHECK_THAT(refused({{"a", at::kByte, {1}}, {"a", at::kByte, {1}}}),
              ContainsSubstring("a (") && ContainsSubstring("appears twice"));
+  const Metadata long_text = {{"k", std::string(100'000'001, 'x')}};
+  CHECK_THROWS_WITH(SafetensorsWriter(folder / "x", {}, long_text),
+                    ContainsSubstring("expected a header of at most 100000000 bytes"));
   {
     SafetensorsWriter writer(folder / "x", {{"a", at::kFloat, {2}}, {"b", at::kFloat, {1}}});
     CHECK_THROWS_WITH(writer.write("b", at::ones({1})), ContainsSubstring("expected a"));

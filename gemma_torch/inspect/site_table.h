@@ -37,11 +37,13 @@ struct SiteAt {
 /// Every site of a model of `n_layers`, in the order a token passes them.
 std::vector<SiteAt> model_sites(int64_t n_layers);
 
-/// Those of them whose name one of the globs matches: * any text, dots too, ? one character, [0-5] one of a set.
+/// Those of them whose name one of the globs matches: * any text, dots too, ? one character, [0-5]
+/// one of a set.
 /// Throws: Error naming a glob that matches none.
 std::vector<SiteAt> match_sites(const std::vector<std::string>& globs, int64_t n_layers);
 
-/// Sizes of the site's value for B rows of T tokens without a cache (S = T), in the order of its axes.
+/// Sizes of the site's value for B rows of T tokens without a cache (S = T), in the order of its
+/// axes.
 std::vector<int64_t> site_shape(Site site, const Gemma3Config& cfg, int64_t B, int64_t T);
 
 }  // namespace gemma_torch

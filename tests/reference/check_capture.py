@@ -5,8 +5,8 @@
     python tests/reference/check_capture.py --model FOLDER capture.safetensors
 
 Prints a row for each kind of site (with --each for each site), and fails where one differs by more
-than `gemma parity` allows in float32. What transformers computes is caught by hooks, `scores` formed
-again from what they caught: see sites.py. Versions: requirements.txt.
+than `gemma parity` allows. transformers runs in the file's dtype; its values are caught by hooks,
+but for `scores`, formed again from what they caught: see sites.py. Versions: requirements.txt.
 """
 
 import argparse
@@ -20,8 +20,10 @@ from common import transformers_model
 from sites import transformers_sites
 
 
-def tolerance(kind, largest):
-    """parity_tolerance of inspect/parity.cpp for float32."""
+def tolerance(kind, dtype, largest):
+    """parity_tolerance of inspect/parity.cpp."""
+    if dtype != torch.float32:
+        return 0.1 * max(1.0, largest)
     return 2e-3 if kind == "logits" else 2e-5 * max(1.0, largest)
 
 
@@ -38,10 +40,15 @@ def prompts(names):
     return sorted((name[: -len("ids")] for name in names if name.endswith("ids")), key=len)
 
 
-def measure(path, folder):
+def file_dtype(path):
+    """What the file's values were computed in."""
+    with safe_open(path, "pt") as file:
+        return getattr(torch, file.metadata()["dtype"])
+
+
+def measure(path, folder, dtype):
     """(prompt prefix, site, largest difference, largest |value|) of every site in the file."""
     with safe_open(path, "pt") as file:
-        dtype = getattr(torch, file.metadata()["dtype"])
         model = transformers_model(folder, dtype)
         names = list(file.keys())
         for prefix in prompts(names):
@@ -60,8 +67,9 @@ def main():
     parser.add_argument("--each", action="store_true", help="a row for each site")
     parser.add_argument("file", help="what gemma capture wrote")
     args = parser.parse_args()
+    dtype = file_dtype(args.file)
     rows, count = {}, 0
-    for prefix, name, difference, largest in measure(args.file, args.model):
+    for prefix, name, difference, largest in measure(args.file, args.model, dtype):
         count += 1
         key = prefix + name if args.each else name.rsplit(".", 1)[-1]
         rows.setdefault(key, []).append((difference, largest, prefix + name))
@@ -73,9 +81,9 @@ def main():
         where = where if difference != 0 else ""
         largest = max(value for _, value, _ in found)
         kind = key.rsplit(".", 1)[-1]
-        bad = [d for d, value, _ in found if not d <= tolerance(kind, value)]
+        bad = [d for d, value, _ in found if not d <= tolerance(kind, dtype, value)]
         failed += len(bad)
-        allowed = tolerance(kind, largest)
+        allowed = tolerance(kind, dtype, largest)
         print(
             f"| {key} | {len(found)} | {largest:.4g} | {difference:.3g} | {where} | {allowed:.2g} |"
         )
