@@ -53,6 +53,29 @@ void list_sites(bool json) {
   print_json({{"sites", rows}});
 }
 
+void report(const CaptureFlags& flags,
+            const CaptureReport& done,
+            size_t prompts,
+            const std::string& dtype) {
+  if (flags.json) {
+    print_json({{"out", flags.out},
+                {"prompts", prompts},
+                {"tokens", done.tokens},
+                {"tensors", done.tensors},
+                {"bytes", done.bytes},
+                {"dtype", dtype},
+                {"save_dtype", flags.save_dtype == "auto" ? dtype : flags.save_dtype}});
+    return;
+  }
+  print_text(fmt::format("{}: {} tensors of {} prompt{}, {} tokens, {:.1f} MB\n",
+                         flags.out,
+                         done.tensors,
+                         prompts,
+                         prompts == 1 ? "" : "s",
+                         done.tokens,
+                         static_cast<double>(done.bytes) / 1e6));
+}
+
 void run_capture(CaptureFlags flags) {
   if (flags.list) {
     list_sites(flags.json);
@@ -75,30 +98,13 @@ void run_capture(CaptureFlags flags) {
   const auto loaded = load(model);
   const auto prompts = read_prompts(flags.prompts, loaded.tokenizer);
   Progress progress("captured");
-  options.on_progress = [&](int64_t done, int64_t total) {
-    progress.show(done, total);
+  options.on_progress = [&](int64_t written, int64_t total) {
+    progress.show(written, total);
     return !interrupted();
   };
   catch_interrupt();
-  const auto report = capture(loaded.model, prompts, options, flags.out);
-  const auto dtype = dtype_name(loaded.config.dtype);
-  if (flags.json) {
-    print_json({{"out", flags.out},
-                {"prompts", prompts.size()},
-                {"tokens", report.tokens},
-                {"tensors", report.tensors},
-                {"bytes", report.bytes},
-                {"dtype", dtype},
-                {"save_dtype", options.save_dtype ? flags.save_dtype : dtype}});
-    return;
-  }
-  print_text(fmt::format("{}: {} tensors of {} prompt{}, {} tokens, {:.1f} MB\n",
-                         flags.out,
-                         report.tensors,
-                         prompts.size(),
-                         prompts.size() == 1 ? "" : "s",
-                         report.tokens,
-                         static_cast<double>(report.bytes) / 1e6));
+  const auto done = capture(loaded.model, prompts, options, flags.out);
+  report(flags, done, prompts.size(), dtype_name(loaded.config.dtype));
 }
 
 }  // namespace
@@ -128,10 +134,9 @@ void add_capture(CLI::App& app) {
   command->add_flag("--list-sites", flags->list, "only print the table of sites");
   command->add_flag("--json", flags->json, "one JSON object on standard output");
   command->footer(
-      "A prompt is one pass without a cache. Beside the weights and the largest value asked for, "
-      "it "
-      "takes about\nfour tensors of (H, T, T): for 4,096 tokens 1.1 GB in float32, half of that in "
-      "bfloat16. Of logits 64 rows\nare formed at a time; the file takes the rest.");
+      "A prompt is one pass without a cache. Beside the weights and the largest value asked for,\n"
+      "it takes about four tensors of (H, T, T): for 4,096 tokens 1.1 GB in float32, half of that\n"
+      "in bfloat16. Of logits 64 rows are formed at a time; the file takes the rest.");
   command->callback([flags] { run_capture(*flags); });
 }
 

@@ -207,8 +207,7 @@ TEST_CASE("a writer refuses what its header does not say", "[safetensors]") {
     CHECK_THROWS_WITH(writer.write("b", at::ones({1})), ContainsSubstring("expected a"));
     CHECK_THROWS_WITH(writer.write("a", at::ones({3})),
                       ContainsSubstring("expected 2 values of Float, got 3 of Float"));
-    CHECK_THROWS_WITH(writer.write("a", at::ones({2}, at::kDouble)),
-                      ContainsSubstring("of Double"));
+    CHECK_THROWS_WITH(writer.write("a", at::ones({2}, at::kInt)), ContainsSubstring("of Int"));
     writer.write("a", at::ones({1}));
     CHECK_THROWS_WITH(writer.write("a", at::ones({2})), ContainsSubstring("expected 1 values"));
     CHECK_THROWS_WITH(writer.commit(), ContainsSubstring("a (") && ContainsSubstring("not all"));
