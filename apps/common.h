@@ -124,5 +124,6 @@ void add_quantize(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
+void add_capture(CLI::App& app);
 
 }  // namespace gemma_torch::apps

@@ -27,6 +27,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_trace,
     add_bench,
     add_parity,
+    add_capture,
 };
 
 std::string one_line(std::string message) {

@@ -10,6 +10,7 @@
 
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/io/safetensors_writer.h"
 #include "support/catch.h"
 #include "support/error_of.h"
 #include "support/scratch.h"
@@ -168,6 +169,52 @@ TEST_CASE("what has no safetensors form is not written", "[safetensors]") {
   CHECK_THROWS_AS(save_safetensors(path, {{"__metadata__", at::ones({1})}}), Error);
   CHECK_THROWS_AS(save_safetensors(path, {{"\xff", at::ones({1})}}), Error);
   CHECK_THROWS_WITH(save_safetensors(folder / "no/x", {}), ContainsSubstring("no/x"));
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("a writer takes parts in order and makes the file that saving makes", "[safetensors]") {
+  const ScratchFolder folder("gemma_safetensors_writer");
+  const auto table = at::arange(12, at::kFloat).view({3, 4});
+  const std::vector<TensorSpec> specs = {
+      {"ids", at::kLong, {2}}, {"none", at::kFloat, {0, 3}}, {"table", at::kFloat, {3, 4}}};
+  SafetensorsWriter writer(folder / "x", specs, {{"k", "v"}});
+  writer.write("ids", at::arange(2));
+  writer.write("none", at::empty({0, 3}));
+  writer.write("table", table.narrow(/*dim=*/0, 0, 1));
+  writer.write("table", table.t().narrow(/*dim=*/1, 1, 2).t());  // strided
+  writer.commit();
+  const TensorMap tensors = {{"ids", at::arange(2)}, {"none", at::empty({0, 3})}, {"table", table}};
+  save_safetensors(folder / "y", tensors, {{"k", "v"}});
+  CHECK(read_file(folder / "x") == read_file(folder / "y"));
+  CHECK(writer.bytes() == std::filesystem::file_size(folder / "x"));
+}
+
+TEST_CASE("a writer refuses what its header does not say", "[safetensors]") {
+  const ScratchFolder folder("gemma_safetensors_writer_refuses");
+  using Specs = std::vector<TensorSpec>;
+  const auto refused = [&](const Specs& specs) {
+    return error_of([&] { SafetensorsWriter(folder / "x", specs); });
+  };
+  CHECK_THAT(refused({{"a", at::kByte, {1}}, {"b", at::kFloat, {1}}}),
+             ContainsSubstring("b (") && ContainsSubstring("widest dtypes first, got Float"));
+  CHECK_THAT(refused({{"a", at::kByte, {1}}, {"a", at::kByte, {1}}}),
+             ContainsSubstring("a (") && ContainsSubstring("appears twice"));
+  const Metadata long_text = {{"k", std::string(100'000'001, 'x')}};
+  CHECK_THROWS_WITH(SafetensorsWriter(folder / "x", {}, long_text),
+                    ContainsSubstring("expected a header of at most 100000000 bytes"));
+  {
+    SafetensorsWriter writer(folder / "x", {{"a", at::kFloat, {2}}, {"b", at::kFloat, {1}}});
+    CHECK_THROWS_WITH(writer.write("b", at::ones({1})), ContainsSubstring("expected a"));
+    CHECK_THROWS_WITH(writer.write("a", at::ones({3})),
+                      ContainsSubstring("expected 2 values of Float, got 3 of Float"));
+    CHECK_THROWS_WITH(writer.write("a", at::ones({2}, at::kInt)), ContainsSubstring("of Int"));
+    writer.write("a", at::ones({1}));
+    CHECK_THROWS_WITH(writer.write("a", at::ones({2})), ContainsSubstring("expected 1 values"));
+    CHECK_THROWS_WITH(writer.commit(), ContainsSubstring("a (") && ContainsSubstring("not all"));
+    writer.write("a", at::ones({1}));
+    writer.write("b", at::ones({1}));
+    CHECK_THROWS_WITH(writer.write("c", at::ones({1})), ContainsSubstring("nothing more"));
+  }
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 

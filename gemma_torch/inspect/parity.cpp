@@ -11,6 +11,7 @@
 #include <set>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/site_table.h"
 
 namespace gemma_torch {
 namespace {
@@ -109,12 +110,8 @@ at::Tensor dump_ids(const TensorMap& dump, int64_t vocab_size) {
 // A dump of a deeper model, or a misspelt site, must not pass by being ignored.
 void check_names(const TensorMap& dump, int64_t n_layers) {
   std::set<std::string> known = {"ids"};
-  for (size_t site = 0; site < kSiteNames.size(); ++site) {
-    const auto id = static_cast<Site>(site);
-    const bool whole = id == Site::kEmbed || id == Site::kFinalNorm || id == Site::kLogits;
-    for (int64_t layer = 0; layer < (whole ? 1 : n_layers); ++layer) {
-      known.insert(site_name(id, whole ? -1 : layer));
-    }
+  for (const auto& site : model_sites(n_layers)) {
+    known.insert(site.name());
   }
   for (const auto& [name, tensor] : dump) {
     check(known.contains(name),

@@ -5,49 +5,27 @@
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <tuple>
-#include <utility>
 #include <vector>
 
-#include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/io/safetensors_format.h"
 #include "gemma_torch/io/strict_json.h"
 
 namespace gemma_torch {
 namespace {
 
 using nlohmann::json;
-static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
+using safetensors::kDtypes;
+using safetensors::kMaxHeader;
+using safetensors::kMetadataKey;
+using safetensors::place;
 
-constexpr uint64_t kMaxHeader = 100'000'000;  // bytes; the limit of the reference implementation
 constexpr uint64_t kLargest = std::numeric_limits<int64_t>::max();
 constexpr size_t kMaxRank = 64;  // c10's own limit for views
 constexpr int kHeaderDepth = 3;  // {name: {shape: [..]}}
-constexpr auto kMetadataKey = "__metadata__";
-
-struct DtypeName {
-  const char* name;
-  at::ScalarType dtype;
-};
-constexpr std::array<DtypeName, 15> kDtypes = {{{"F64", at::kDouble},
-                                                {"F32", at::kFloat},
-                                                {"F16", at::kHalf},
-                                                {"BF16", at::kBFloat16},
-                                                {"I64", at::kLong},
-                                                {"I32", at::kInt},
-                                                {"I16", at::kShort},
-                                                {"I8", at::kChar},
-                                                {"U64", at::kUInt64},
-                                                {"U32", at::kUInt32},
-                                                {"U16", at::kUInt16},
-                                                {"U8", at::kByte},
-                                                {"BOOL", at::kBool},
-                                                {"F8_E4M3", at::kFloat8_e4m3fn},
-                                                {"F8_E5M2", at::kFloat8_e5m2}}};
 
 /// One tensor of the header: bytes [begin, end) of the data after the header.
 struct Entry {
@@ -63,11 +41,6 @@ struct Header {
   Metadata metadata = {};
   size_t data_begin = 0;  // of the data, in the file
 };
-
-/// "embed.weight (model.safetensors)": where an error is.
-std::string place(const std::string& name, const std::string& file) {
-  return fmt::format("{} ({})", printable(name), file);
-}
 
 uint64_t natural(const json& value, const char* what, const std::string& where) {
   check(value.is_number_unsigned() && value.get<uint64_t>() <= kLargest,
@@ -225,17 +198,6 @@ at::Tensor tensor_over(const FileBytes& file, const Header& header, const Entry&
   return at::from_blob(data, entry.shape, [owner = file.owner](void*) {}, entry.dtype);
 }
 
-const char* dtype_name(const at::Tensor& tensor, const std::string& where) {
-  for (const auto& [name, dtype] : kDtypes) {
-    if (tensor.scalar_type() == dtype) {
-      return name;
-    }
-  }
-  fail("[save_safetensors] {}: dtype {} has no safetensors form",
-       where,
-       c10::toString(tensor.scalar_type()));
-}
-
 }  // namespace
 
 TensorMap read_safetensors(const FileBytes& file) {
@@ -253,48 +215,6 @@ TensorMap load_safetensors(const std::string& path) {
 
 Metadata load_safetensors_metadata(const std::string& path) {
   return parse_header(map_file(path)).metadata;
-}
-
-void save_safetensors(const std::string& path, const TensorMap& tensors, const Metadata& metadata) {
-  std::vector<std::pair<std::string, at::Tensor>> order(tensors.begin(), tensors.end());
-  for (const auto& [name, tensor] : order) {
-    check(tensor.defined() && tensor.layout() == at::kStrided && name != kMetadataKey,
-          "[save_safetensors] {}: expected a name and a dense tensor",
-          place(name, path));
-  }
-  // Widest first keeps every tensor aligned to its dtype.
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-    return a.second.element_size() > b.second.element_size();
-  });
-  json root = json::object();
-  if (!metadata.empty()) {
-    root[kMetadataKey] = metadata;
-  }
-  size_t end = 0;
-  for (const auto& [name, tensor] : order) {
-    const size_t begin = std::exchange(end, end + tensor.nbytes());
-    root[name] = {{"dtype", dtype_name(tensor, place(name, path))},
-                  {"shape", tensor.sizes().vec()},
-                  {"data_offsets", {begin, end}}};
-  }
-  std::string header;
-  try {
-    header = root.dump();
-  } catch (const json::exception& error) {
-    fail("[save_safetensors] {} ({})", printable(error.what()), path);
-  }
-  constexpr size_t kAlignment = 64;  // the format asks for 8; vector loads like 64
-  uint64_t length = header.size();
-  length += (kAlignment - (sizeof(length) + length) % kAlignment) % kAlignment;
-  header.resize(length, ' ');
-  AtomicFile file(path);
-  file.write(&length, sizeof(length));
-  file.write(header.data(), header.size());
-  for (const auto& [name, tensor] : order) {
-    const auto dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous();
-    file.write(dense.data_ptr(), dense.nbytes());
-  }
-  file.commit();
 }
 
 }  // namespace gemma_torch

@@ -1,0 +1,96 @@
+#include "prompts.h"
+
+#include <algorithm>
+
+#include "gemma_torch/base/atomic_file.h"
+#include "gemma_torch/base/error.h"
+#include "gemma_torch/io/file_bytes.h"
+#include "gemma_torch/io/strict_json.h"
+
+namespace gemma_torch::apps {
+namespace {
+
+constexpr int kJsonDepth = 16;  // a prompt's own is 2; what else a record holds is free
+
+std::vector<int64_t> encode(const std::string& text,
+                            const std::optional<Tokenizer>& tokenizer,
+                            const std::string& where) {
+  check(tokenizer.has_value(),
+        "[prompts] {}: expected ids, this model has no tokenizer. Hint: --prompts-jsonl, lines "
+        "such as {{\"ids\": [2, 818]}}",
+        where);
+  return tokenizer->encode(text);
+}
+
+std::vector<int64_t> ids_of(const nlohmann::json& list, const std::string& where) {
+  std::vector<int64_t> ids;
+  for (const auto& id : list) {
+    check(id.is_number_integer(),
+          "[prompts] {}: expected a list of token ids, got {}",
+          where,
+          printable(id.dump()));
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
+std::vector<int64_t> from_json(const std::string& line,
+                               const std::optional<Tokenizer>& tokenizer,
+                               const std::string& where) {
+  const auto record = parse_strict_json(line, kJsonDepth, where);
+  const bool object = record.is_object();
+  const bool ids = object && record.contains("ids") && record["ids"].is_array();
+  const bool text = object && record.contains("prompt") && record["prompt"].is_string();
+  check(record.is_string() || record.is_array() || ids != text,
+        "[prompts] {}: expected a string, a list of ids, or an object with \"prompt\" or \"ids\", "
+        "got {}",
+        where,
+        printable(line.substr(0, 60)));
+  if (record.is_array() || ids) {
+    return ids_of(ids ? record["ids"] : record, where);
+  }
+  return encode((text ? record["prompt"] : record).get<std::string>(), tokenizer, where);
+}
+
+}  // namespace
+
+void add_prompt_flags(CLI::App& command, PromptOptions& options) {
+  add_text_flags(command, options.text);
+  command.add_option("--prompts", options.lines, "file with a prompt in each line");
+  command.add_option(
+      "--prompts-jsonl",
+      options.jsonl,
+      "file with a JSON value in each line: a string, a list of ids, {\"prompt\": ..} or {\"ids\": "
+      "..}");
+}
+
+std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
+                                               const std::optional<Tokenizer>& tokenizer) {
+  if (!options.many()) {
+    return {read_ids(options.text, tokenizer)};
+  }
+  const auto& text = options.text;
+  const int given = !!text.prompt + !!text.file + !!text.ids + !!options.lines + !!options.jsonl;
+  check(given == 1,
+        "[prompts] expected one of -p, -f, --ids, --prompts and --prompts-jsonl, got {}",
+        given);
+  const auto& path = options.lines ? *options.lines : *options.jsonl;
+  const auto content = read_file(path);
+  std::vector<std::vector<int64_t>> prompts;
+  for (size_t start = 0; start < content.size();) {
+    const auto end = std::min(content.find('\n', start), content.size());
+    auto line = content.substr(start, end - start);
+    start = end + 1;
+    if (line.ends_with('\r')) {
+      line.pop_back();
+    }
+    const auto where = fmt::format("{} line {}", path, prompts.size() + 1);
+    check(!line.empty(), "[prompts] {}: expected a prompt, got an empty line", where);
+    prompts.push_back(options.lines ? encode(line, tokenizer, where)
+                                    : from_json(line, tokenizer, where));
+  }
+  check(!prompts.empty(), "[prompts] {}: expected a prompt in each line, got an empty file", path);
+  return prompts;
+}
+
+}  // namespace gemma_torch::apps

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common.h"
+
+namespace gemma_torch::apps {
+
+/// Where the prompts of a command come from that takes one or many.
+struct PromptOptions {
+  TextOptions text = {};
+  std::optional<std::string> lines = {};  // a file with a prompt in each line
+  std::optional<std::string> jsonl = {};
+
+  bool many() const { return lines || jsonl; }
+};
+
+void add_prompt_flags(CLI::App& command, PromptOptions& options);
+
+/// The token ids of each prompt.
+/// Throws: Error naming file and line of what is no prompt, for two sources, and as read_ids.
+std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
+                                               const std::optional<Tokenizer>& tokenizer);
+
+}  // namespace gemma_torch::apps
