@@ -111,7 +111,7 @@ class Usage(CliTest):
     def test_values_that_nothing_serves(self):
         run = ("generate", *model("ids"), "--ids", PROMPT_IDS)
         self.assertIn("bfloat16", error(*run, "--dtype", "float16"))
-        self.assertIn("expected auto, eager, fused or traced", error(*run, "--engine", "turbo"))
+        self.assertIn("expected auto, eager, fused, traced or graph", error(*run, "--engine", "turbo"))
         self.assertIn("[traced]", error(*run, "--traced-file", "x.ts"))
         self.assertIn("[traced] /nowhere.ts", error(*run, "--engine", "traced", "--traced-file", "/nowhere.ts"))
         self.assertIn("[quant]", error(*run, "--quant", "int8"))
