@@ -50,7 +50,8 @@ TEST_CASE("launches of any length make the host loop's tokens", "[graph]") {
     host->append(prompt);
     const auto want = decoded(*host, 30, sampling);
     const std::set<int64_t> different(want.rows[0].begin(), want.rows[0].end());
-    CHECK((sampling.temperature == 0 || different.size() > 3));
+    const bool may_repeat = sampling.temperature == 0 || sampling.repetition_penalty < 1;
+    CHECK((may_repeat || different.size() > 3));
     for (const int64_t steps : {1, 4, 8}) {
       CAPTURE(steps);
       const auto engine = graph_engine(model, {.capacity = 64, .batch = 2, .launch_steps = steps});
