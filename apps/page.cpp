@@ -16,10 +16,11 @@ main{display:flex;flex-wrap:wrap;gap:0 44px}section{max-width:100%}
 h1{font-size:22px;margin:0 0 8px}h2{font-size:17px;margin:26px 0 2px}
 p{margin:4px 0}.note{color:#57606a}.wide{overflow-x:auto}
 code{font-family:ui-monospace,"DejaVu Sans Mono",monospace;font-size:13px;background:#f3f4f6;
-border-radius:3px;padding:1px 4px;white-space:pre-wrap}
+border-radius:3px;padding:1px 4px;white-space:pre-wrap;overflow-wrap:anywhere}
 svg text{font:11px system-ui,"Segoe UI","DejaVu Sans",sans-serif;fill:#1b1f24}
 svg .axis{font-size:12px;fill:#57606a}svg .in{text-anchor:middle;font-size:10px;pointer-events:none}
-svg .light{fill:#fff}svg path,svg rect{shape-rendering:crispEdges}
+svg .light{fill:#fff}svg .frame{fill:none;stroke:#c4ccd4}
+svg path,svg rect{shape-rendering:crispEdges}
 )";
 
 constexpr size_t kNumbered = 24;  // columns whose cells have room for a number
@@ -64,14 +65,15 @@ struct Layout {
       : columns(static_cast<int>(map.columns.size())), rows(static_cast<int>(map.rows.size())) {
     numbered = map.columns.size() <= kNumbered;
     cell = numbered ? 44 : columns <= 64 ? 18 : 12;
+    angle = cell > 12 ? -55 : -90;  // slanted, narrow columns' labels would touch
     size_t longest = 0;
     for (const auto& column : map.columns) {
       const auto length = std::count_if(column.begin(), column.end(), starts_character);
       longest = std::max(longest, std::min(static_cast<size_t>(length), kLabel));
     }
-    labels = 40 + static_cast<int>(6 * longest);  // they stand slanted
+    labels = 40 + static_cast<int>(6 * longest);
   }
-  int columns, rows, cell = 0, labels = 0;
+  int columns, rows, cell = 0, angle = 0, labels = 0;
   bool numbered = false;
 
   int y(size_t row) const { return kTop + kCellHeight * (rows - 1 - static_cast<int>(row)); }
@@ -115,6 +117,11 @@ void draw_cells(const Heatmap& map, const Layout& at, double limit, std::string&
 }
 
 void draw_axes(const Heatmap& map, const Layout& at, std::string& out) {
+  out += fmt::format(R"(<rect class="frame" x="{}" y="{}" width="{}" height="{}"/>)",
+                     kLeft,
+                     kTop,
+                     at.cell * at.columns,
+                     kCellHeight * at.rows);
   for (size_t row = 0; row < map.rows.size(); ++row) {
     out += fmt::format(R"s(<text text-anchor="end" x="{}" y="{}">{}</text>)s",
                        kLeft - 6,
@@ -125,9 +132,10 @@ void draw_axes(const Heatmap& map, const Layout& at, std::string& out) {
     const int x = kLeft + at.cell * static_cast<int>(column) + at.cell / 2 + 4;
     const int y = at.bottom() + 12;
     out += fmt::format(R"s(<text text-anchor="end" transform="translate({} {}) )s"
-                       R"s(rotate(-55)">{}</text>)s",
+                       R"s(rotate({})">{}</text>)s",
                        x,
                        y,
+                       at.angle,
                        escape_html(shortened(map.columns[column], kLabel)));
   }
   out += fmt::format(R"s(<text class="axis" text-anchor="middle" transform="translate(14 {}) )s"

@@ -118,7 +118,9 @@ void print_outcomes(const nlohmann::json& value) {
                         value["before"]["score"].get<double>(),
                         value["after"]["score"].get<double>());
   }
-  print_text(text + fmt::format("KL {:.5f}\n", value["kl"].get<double>()));
+  print_text(text + fmt::format("KL {:.5f}; seed {}\n",
+                                value["kl"].get<double>(),
+                                value["seed"].get<uint64_t>()));
 }
 
 void run_edits(const PatchFlags& flags,

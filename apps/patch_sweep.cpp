@@ -18,16 +18,21 @@ using OptionalTokenizer = std::optional<Tokenizer>;
 
 constexpr size_t kShown = 5;  // places of each map on a terminal
 
-// A token for people: its piece with a small dot for each space, else its id.
+void replace_all(std::string& text, std::string_view what, std::string_view with) {
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += with.size()) {
+    text.replace(at, what.size(), with);
+  }
+}
+
+// A token for people: its piece with a small dot for a space and an arrow for a line's end; its id
+// where there are no pieces.
 std::string label(int64_t id, const OptionalTokenizer& tokenizer) {
   if (!tokenizer) {
     return std::to_string(id);
   }
   auto piece = tokenizer->piece(id);
-  constexpr std::string_view kSpace = "\u2581";
-  for (size_t at = 0; (at = piece.find(kSpace, at)) != std::string::npos;) {
-    piece.replace(at, kSpace.size(), "\u00b7");
-  }
+  replace_all(piece, "\u2581", "\u00b7");
+  replace_all(piece, "\n", "\u21b5");
   return piece;
 }
 

@@ -114,7 +114,8 @@ class Edits(PatchTest):
         self.assertRegex(shown, r"^edited: blocks\.1\.resid_post\nnext token before +and after\n")
         self.assertRegex(shown, r'\n +\d+\.\d{3} % "[^\n]* +\d\.\d{3} % "')
         self.assertRegex(
-            shown, r"\nlogit difference -?\d+\.\d{4} before, 0\.0000 after\nKL \d\.\d{5}\n$"
+            shown,
+            r"\nlogit difference -?\d+\.\d{4} before, 0\.0000 after\nKL \d\.\d{5}; seed \d+\n$",
         )
         value = one_object(*run, "--tokens", "a,abc")
         self.assertEqual(value["tokens"], [A, ABC])
@@ -127,7 +128,8 @@ class Edits(PatchTest):
         self.assertEqual(self.after(last + "[pos=0-5]=zero"), plain)
         zeroed = self.after(last + "=zero")
         self.assertNotEqual(zeroed, plain)
-        for same in ("[pos=6]", "[pos=-1]", "[pos=2,4-6]", "[channels=0-15]", "[channels=0-15][pos=6]"):
+        parts = "[pos=6] [pos=-1] [pos=2,4-6] [channels=0-15] [channels=0-15][pos=6]"
+        for same in parts.split():
             self.assertEqual(self.after(last + same + "=zero"), zeroed)
         self.assertNotEqual(self.after(last + "[channels=0-7]=zero"), zeroed)
         heads = [self.after(f"blocks.[01].z[head={head}]=zero") for head in range(HEADS)]
@@ -165,7 +167,7 @@ class Edits(PatchTest):
         zeros = self.after("blocks.1.mlp_out=zero")
         self.assertEqual(self.after(f"blocks.1.mlp_out=file:{direction}:up"), zeros)
         bad = self.wrong("--edit", f"blocks.1.mlp_out=file:{direction}:bad")
-        self.assertIn("blocks.1.mlp_out: value: expected (1, 7, 16) or 1 along an axis, got (3)", bad)
+        self.assertIn("blocks.1.mlp_out: value: expected (1, 7, 16) or 1 along", bad)
         bad = self.wrong("--edit", f"blocks.1.mlp_out=file:{direction}")
         self.assertIn("has no tensor blocks.1.mlp_out", bad)
         self.assertIn("/nowhere", self.wrong("--edit", "embed=file:/nowhere:x"))
@@ -198,7 +200,7 @@ class Edits(PatchTest):
             self.assertIn(why, shown)
             self.assertRegex(shown, r"^gemma: error: \[(edit|patch|sites)\] ")
         short = self.wrong("--edit", "embed=other", "--other-ids", "2,5")
-        self.assertIn("expected (1, 7, 16) or 1 along an axis, got (1, 2, 16). Hint: another", short)
+        self.assertIn("or 1 along an axis, got (1, 2, 16). Hint: another prompt", short)
 
     def test_refusals(self):
         self.assertIn("--edit or --sweep", self.wrong(code=2))
@@ -253,7 +255,8 @@ class Sweeps(PatchTest):
     def test_text(self):
         run = ("patch", *model("text"), "-p", "abc", "--corrupted", "a", "--tokens", "a,abc")
         shown = gemma(*run, "--sweep", "resid_pre,q").stdout
-        self.assertRegex(shown, r"^logit a \u2212 abc: clean -?\d+\.\d{3}, corrupted -?\d+\.\d{3}\n")
+        scores = r"clean -?\d+\.\d{3}, corrupted -?\d+\.\d{3}"
+        self.assertRegex(shown, rf"^logit a \u2212 abc: {scores}\n")
         self.assertRegex(shown, r"\n +1\.000  layer  0, position 1 abc\|a\n")
         self.assertRegex(shown, r"\nq of the clean run .*\n +-?\d+\.\d{3}  layer +\d, head \d\n")
 

@@ -21,8 +21,11 @@ import torch
 from common import transformers_model
 
 # One token differs, the subject; 20 tokens each with Gemma's vocabulary.
-CLEAN = "Our trip to Paris was lovely. Everyone there speaks the same language, and they all still speak"
-CORRUPTED = "Our trip to Rome was lovely. Everyone there speaks the same language, and they all still speak"
+PROMPT = (
+    "Our trip to {} was lovely. "
+    "Everyone there speaks the same language, and they all still speak"
+)
+CLEAN, CORRUPTED = PROMPT.format("Paris"), PROMPT.format("Rome")
 TOKENS = " French, Italian"
 TOP = 512
 ALLOWED = 2e-3
@@ -160,7 +163,8 @@ def compare_sweeps(args, model, clean, corrupted):
         listed = ", ".join(f"{t:.1f}" for t in times)
         print(f"{name}: median {statistics.median(times):.1f} s of {listed}")
     ratios = [b / a for a, b in zip(*took.values())]
-    print(f"ratio: {', '.join(f'{r:.2f}' for r in ratios)}; scores differ by up to {difference:.2g}")
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"ratio: {shown}; scores differ by up to {difference:.2g}")
     return difference
 
 
