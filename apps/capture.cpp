@@ -76,7 +76,7 @@ void report(const CaptureFlags& flags,
                          static_cast<double>(done.bytes) / 1e6));
 }
 
-void run_capture(CaptureFlags flags) {
+void run_capture(const CaptureFlags& flags) {
   if (flags.list) {
     list_sites(flags.json);
     return;
@@ -84,18 +84,13 @@ void run_capture(CaptureFlags flags) {
   if (flags.sites.empty() || flags.out.empty()) {
     throw CLI::RequiredError(flags.sites.empty() ? "--sites" : "--out");
   }
-  auto& model = flags.model;
-  check(model.engine == "auto" || model.engine == "eager",
-        "[capture] --engine: expected auto or eager, whose modules alone have sites, got {}",
-        model.engine);
-  model.engine = "eager";  // whose weights are copied: they are used as they lie
   CaptureOptions options{.sites = flags.sites,
                          .numbered = flags.prompts.many(),
-                         .metadata = {{"model", model_path(model.model)}}};
+                         .metadata = {{"model", model_path(flags.model.model)}}};
   if (flags.save_dtype != "auto") {
     options.save_dtype = parse_dtype(flags.save_dtype, c10::kFloat);
   }
-  const auto loaded = load(model);
+  const auto loaded = load_modules("capture", flags.model);
   const auto prompts = read_prompts(flags.prompts, loaded.tokenizer);
   Progress progress("captured");
   options.on_progress = [&](int64_t written, int64_t total) {
@@ -113,24 +108,17 @@ void add_capture(CLI::App& app) {
   auto* command = app.add_subcommand(
       "capture", "values inside the model, to a safetensors file under the sites' names");
   auto flags = std::make_shared<CaptureFlags>();
-  auto& model = flags->model;
   command->add_option("--sites", flags->sites, "names or globs: 'blocks.*.resid_post,logits'")
       ->delimiter(',')
       ->allow_extra_args(false);
   command->add_option("-o,--out", flags->out, "the file to make");
   add_prompt_flags(*command, flags->prompts);
-  add_model_flag(*command, model.model);
-  command->add_option("--device", model.device, "auto, cpu, cuda or mps")->capture_default_str();
-  command->add_option("--dtype", model.dtype, "auto (the checkpoint's), float32 or bfloat16")
-      ->capture_default_str();
-  command->add_option("--engine", model.engine, "auto or eager: only modules have sites")
-      ->capture_default_str();
+  add_module_flags(*command, flags->model);
   command
       ->add_option("--save-dtype",
                    flags->save_dtype,
                    "of the values in the file: auto (as computed), float32 or bfloat16")
       ->capture_default_str();
-  command->add_option("-t,--threads", model.threads, "[usable physical cores]");
   command->add_flag("--list-sites", flags->list, "only print the table of sites");
   command->add_flag("--json", flags->json, "one JSON object on standard output");
   command->footer(

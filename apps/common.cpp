@@ -142,6 +142,16 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");
 }
 
+void add_module_flags(CLI::App& command, ModelOptions& options) {
+  add_model_flag(command, options.model);
+  command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
+      ->capture_default_str();
+  command.add_option("--engine", options.engine, "auto or eager: only modules have sites")
+      ->capture_default_str();
+  command.add_option("-t,--threads", options.threads, "[usable physical cores]");
+}
+
 void add_text_flags(CLI::App& command, TextOptions& options) {
   // CLI11 reads "" into an optional as nothing given: these callbacks do not.
   const auto text = [&](const char* name, std::optional<std::string>& target, const char* help) {
@@ -172,6 +182,15 @@ Pretrained load(const ModelOptions& options) {
   const bool copied = options.engine != "auto" && options.engine != "fused";
   how.mapped = !copied && how.device.is_cpu() && options.dtype != "float32";
   return load_pretrained(model_path(options.model), how);
+}
+
+Pretrained load_modules(const char* command, ModelOptions options) {
+  check(options.engine == "auto" || options.engine == "eager",
+        "[{}] --engine: expected auto or eager, whose modules alone have sites, got {}",
+        command,
+        options.engine);
+  options.engine = "eager";  // whose weights are copied: they are used as they lie
+  return load(options);
 }
 
 EngineOptions engine_options(const Pretrained& loaded,

@@ -41,6 +41,10 @@ struct TextOptions {
 void add_model_flag(CLI::App& command, std::string& model);
 void add_model_flags(CLI::App& command, ModelOptions& options);
 void add_text_flags(CLI::App& command, TextOptions& options);
+/// The same for a command that runs the modules themselves, which alone have sites.
+void add_module_flags(CLI::App& command, ModelOptions& options);
+/// Throws: Error if another engine than eager is asked for, in the name of the command.
+Pretrained load_modules(const char* command, ModelOptions options);
 
 /// The folder of the default model: gemma-3-270m in $GEMMA_TORCH_CACHE,
 /// $XDG_CACHE_HOME/gemma_torch or ~/.cache/gemma_torch. `given` if that is not empty.
@@ -125,5 +129,6 @@ void add_trace(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 void add_capture(CLI::App& app);
+void add_patch(CLI::App& app);
 
 }  // namespace gemma_torch::apps

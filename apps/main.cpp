@@ -28,6 +28,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_bench,
     add_parity,
     add_capture,
+    add_patch,
 };
 
 std::string one_line(std::string message) {

@@ -93,4 +93,40 @@ std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
   return prompts;
 }
 
+void add_token_flags(CLI::App& command, TokenOptions& options) {
+  command.add_option_function<std::string>(
+      "--tokens",
+      [&options](const std::string& value) { options.texts = value; },
+      "' Paris, Rome': one token or two, of which the logit or its difference is shown; the space "
+      "belongs to the token");
+  command.add_option_function<std::string>(
+      "--token-ids",
+      [&options](const std::string& value) { options.ids = value; },
+      "the same by id: 9079,22138");
+}
+
+std::vector<int64_t> read_tokens(const TokenOptions& options,
+                                 const std::optional<Tokenizer>& tokenizer) {
+  check(!options.texts || !options.ids, "[tokens] expected --tokens or --token-ids, got both");
+  if (options.ids) {
+    return parse_ids(*options.ids);
+  }
+  std::vector<int64_t> tokens;
+  for (size_t start = 0; options.texts && start <= options.texts->size();) {
+    check(tokenizer.has_value(),
+          "[tokens] this model has no tokenizer. Hint: --token-ids 9079,22138");
+    const auto end = std::min(options.texts->find(',', start), options.texts->size());
+    const auto text = options.texts->substr(start, end - start);
+    const auto ids = tokenizer->encode(text, {.add_bos = false});
+    check(ids.size() == 1,
+          "[tokens] \"{}\": expected one token, got {}. Hint: with the space before it, or "
+          "--token-ids",
+          printable(text),
+          ids.size());
+    tokens.push_back(ids[0]);
+    start = end + 1;
+  }
+  return tokens;
+}
+
 }  // namespace gemma_torch::apps

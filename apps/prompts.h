@@ -25,4 +25,19 @@ void add_prompt_flags(CLI::App& command, PromptOptions& options);
 std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
                                                const std::optional<Tokenizer>& tokenizer);
 
+/// Tokens that a command is about.
+struct TokenOptions {
+  std::optional<std::string> texts = {};  // " Paris, Rome": one token each
+  std::optional<std::string> ids = {};
+
+  bool given() const { return texts || ids; }
+};
+
+void add_token_flags(CLI::App& command, TokenOptions& options);
+
+/// Their ids; none where the flags were not given.
+/// Throws: Error naming a text that is not one token, and as parse_ids.
+std::vector<int64_t> read_tokens(const TokenOptions& options,
+                                 const std::optional<Tokenizer>& tokenizer);
+
 }  // namespace gemma_torch::apps

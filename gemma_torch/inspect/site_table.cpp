@@ -127,6 +127,12 @@ bool is_in_layers(Site site) {
   return site != Site::kEmbed && site != Site::kFinalNorm && site != Site::kLogits;
 }
 
+int64_t site_axis(Site site, std::string_view letters) {
+  // Every second character is a letter.
+  const auto found = kTable[static_cast<size_t>(site)].axes.find_first_of(letters);
+  return found == std::string_view::npos ? -1 : static_cast<int64_t>(found / 2);
+}
+
 std::vector<SiteAt> model_sites(int64_t n_layers) {
   std::vector<SiteAt> sites = {{Site::kEmbed}};
   for (int64_t layer = 0; layer < n_layers; ++layer) {

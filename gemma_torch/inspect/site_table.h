@@ -27,6 +27,9 @@ const std::array<SiteInfo, kSiteNames.size()>& site_table();
 /// Whether every layer has this site; else there is one of it, whose layer is -1.
 bool is_in_layers(Site site);
 
+/// Place of the axis called by one of `letters` ("T", "HG") among the site's; -1 where it has none.
+int64_t site_axis(Site site, std::string_view letters);
+
 /// A site of a model.
 struct SiteAt {
   Site site = Site::kEmbed;
