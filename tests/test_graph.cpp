@@ -231,6 +231,47 @@ TEST_CASE("no step of decoding asks the device for a number", "[graph][engine]")
   CHECK(waits == 0);
 }
 
+namespace {
+
+std::atomic<int64_t> transfers{0};
+
+// Tensors taken to a device by name, the host's or the model's: on a GPU each is a copy between the two.
+std::unique_ptr<at::ObserverContext> see_transfers(const at::RecordFunction& function) {
+  if (std::string(function.name()) == "aten::to") {
+    for (const auto& input : function.inputs()) {
+      transfers += input.isDevice() ? 1 : 0;
+    }
+  }
+  return nullptr;
+}
+
+int64_t transfers_of(const Work& work) {
+  const auto handle =
+      at::addGlobalCallback(at::RecordFunctionCallback(see_transfers).needsInputs(true));
+  transfers = 0;
+  work();
+  at::removeCallback(handle);
+  return transfers;
+}
+
+}  // namespace
+
+TEST_CASE("a token goes to the device once and is read once, and a launch's are copied together",
+          "[graph][engine]") {
+  const auto model = small_models().wide;
+  for (const auto& sampling : {kSamplings[0], kSamplings[3]}) {
+    const auto eager = make_engine(model, {.kind = EngineKind::kEager, .capacity = 64});
+    const auto graph = graph_engine(model, {.capacity = 64, .launch_steps = 8});
+    eager->append((at::arange(9) * 31).view({1, 9}));
+    graph->append((at::arange(9) * 31).view({1, 9}));
+    // 20 choices read, 19 tokens sent (which the host does not wait for).
+    CHECK(transfers_of([&] { decoded(*eager, 20, sampling); }) == 39);
+    decoded(*graph, 17, sampling);  // recorded
+    // The first choice is the host's; of each launch the one copy is into host_chosen_.
+    CHECK(transfers_of([&] { decoded(*graph, 17, sampling); }) == 1);
+  }
+}
+
 TEST_CASE("Apple's GPUs see powers of two", "[engine]") {
   CHECK(pass_length(700, 512, /*few_shapes=*/true) == 512);
   CHECK(pass_length(188, 512, /*few_shapes=*/true) == 128);
