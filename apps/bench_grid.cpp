@@ -14,6 +14,7 @@
 
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "page.h"
 
 namespace gemma_torch::apps {
 namespace {
@@ -177,14 +178,6 @@ std::string md_line(const Record& record) {
       fmt::format("{}, {}", text("isa"), text("weights")));
 }
 
-std::string escaped(const std::string& text) {
-  std::string safe;
-  for (const char c : text) {
-    safe += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-  }
-  return safe;
-}
-
 // Bars of the rows that ran, the longest as wide as the chart; the others say that they did not.
 std::string chart(const std::vector<Record>& records, const std::string& title) {
   constexpr int kRow = 22, kLabel = 260, kWide = 420, kTop = 34;
@@ -201,7 +194,7 @@ std::string chart(const std::vector<Record>& records, const std::string& title) 
       "<text x=\"8\" y=\"20\" font-size=\"14\" fill=\"#202020\">{2}</text>\n",
       kLabel + kWide + 80,
       height,
-      escaped(title));
+      escape_html(title));
   int y = kTop;
   for (const auto& record : records) {
     const bool ran = record["available"].get<bool>();
@@ -212,7 +205,7 @@ std::string chart(const std::vector<Record>& records, const std::string& title) 
                        kLabel - 8,
                        y + 15,
                        ran ? "#202020" : "#909090",
-                       escaped(label));
+                       escape_html(label));
     if (ran) {
       svg +=
           fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{:.1f}\" height=\"16\" fill=\"#3b6ea5\"/>\n",

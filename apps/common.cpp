@@ -86,6 +86,14 @@ std::optional<kernels::Isa> parse_isa(const std::string& name) {
   fail("[isa] expected one that this CPU has, auto{}, got {}", usable, name);
 }
 
+// What every command says of loading a model that it runs.
+void add_loading_flags(CLI::App& command, ModelOptions& options) {
+  add_model_flag(command, options.model);
+  command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 void add_model_flag(CLI::App& command, std::string& model) {
@@ -93,10 +101,7 @@ void add_model_flag(CLI::App& command, std::string& model) {
 }
 
 void add_model_flags(CLI::App& command, ModelOptions& options) {
-  add_model_flag(command, options.model);
-  command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
-  command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
-      ->capture_default_str();
+  add_loading_flags(command, options);
   command
       .add_option(
           "--engine",
@@ -143,10 +148,7 @@ void add_model_flags(CLI::App& command, ModelOptions& options) {
 }
 
 void add_module_flags(CLI::App& command, ModelOptions& options) {
-  add_model_flag(command, options.model);
-  command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
-  command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
-      ->capture_default_str();
+  add_loading_flags(command, options);
   command.add_option("--engine", options.engine, "auto or eager: only modules have sites")
       ->capture_default_str();
   command.add_option("-t,--threads", options.threads, "[usable physical cores]");

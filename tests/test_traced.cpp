@@ -27,11 +27,8 @@ at::Tensor some_ids(int64_t rows, int64_t count, int64_t vocab_size) {
 class Modules {
  public:
   Modules(Gemma3Model model, const EngineOptions& options)
-      : model_(std::move(model)), cache_(model_->cfg, [&] {
-          auto how = cache_options(options, model_->tok_emb->weight);
-          how.fixed = true;
-          return how;
-        }()) {}
+      : model_(std::move(model)),
+        cache_(model_->cfg, cache_options(options, model_->tok_emb->weight, /*fixed=*/true)) {}
 
   at::Tensor append(const at::Tensor& ids) {
     const torch::NoGradGuard no_grad;

@@ -14,11 +14,6 @@
 namespace gemma_torch {
 namespace {
 
-KvCacheOptions fixed(KvCacheOptions options) {
-  options.fixed = true;
-  return options;
-}
-
 bool same_but_seed(Sampling a, const Sampling& b) {
   a.seed = b.seed;
   return a == b;
@@ -41,7 +36,7 @@ std::string graph_refusal(c10::Device device) {
 }
 
 GraphEngine::GraphEngine(Gemma3Model model, const EngineOptions& options, Recorder recorder)
-    : HiddenEngine(model->cfg, fixed(cache_options(options, model->tok_emb->weight))),
+    : HiddenEngine(model->cfg, cache_options(options, model->tok_emb->weight, /*fixed=*/true)),
       model_(std::move(model)),
       recorder_(std::move(recorder)),
       launch_steps_(options.launch_steps) {

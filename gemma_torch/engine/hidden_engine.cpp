@@ -18,12 +18,13 @@ constexpr int64_t kScoredRows = 64;
 
 }  // namespace
 
-KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& weight) {
+KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& weight, bool fixed) {
   return {.batch = options.batch,
           .capacity = options.capacity,
           .chunk = options.chunk,
           .device = weight.device(),
-          .dtype = options.kv_dtype.value_or(weight.scalar_type())};
+          .dtype = options.kv_dtype.value_or(weight.scalar_type()),
+          .fixed = fixed};
 }
 
 at::Tensor sent(const at::Tensor& tensor, c10::Device device) {

@@ -18,7 +18,6 @@ class HiddenEngine : public Engine {
 
   // What logits() and log_prob() are of from now on: hidden states (B, T, E) of the last append; undefined: of nothing.
   void set_hidden(at::Tensor hidden);
-  bool has_hidden() const { return hidden_.defined(); }
 
   KvCache cache_;
 
@@ -48,7 +47,9 @@ int64_t pass_length(int64_t left, int64_t chunk, bool few_shapes);
 /// What the kernels of LibTorch on a device are for: "cuda", "mps", and on the CPU `isa`.
 std::string kernels_name(c10::Device device, std::string isa);
 
-/// Options of the cache of an engine over weights of this dtype and device.
-KvCacheOptions cache_options(const EngineOptions& options, const at::Tensor& weight);
+/// Options of the cache of an engine over weights of this dtype and device; `fixed` as in KvCacheOptions.
+KvCacheOptions cache_options(const EngineOptions& options,
+                             const at::Tensor& weight,
+                             bool fixed = false);
 
 }  // namespace gemma_torch

@@ -128,11 +128,6 @@ jit::Module trace(Gemma3Model model, KvCache& cache) {
   return script;
 }
 
-KvCacheOptions fixed(KvCacheOptions options) {
-  options.fixed = true;
-  return options;
-}
-
 // The words of a c10::Error, without its trace of calls.
 std::string reason(const c10::Error& error) {
   return error.what_without_backtrace();
@@ -227,8 +222,9 @@ TracedEngine::TracedEngine(Gemma3Model model,
                            const EngineOptions& options,
                            std::unique_ptr<Script> loaded)
     : HiddenEngine(model->cfg,
-                   fixed(cache_options(with_shape(options, loaded ? &loaded->module : nullptr),
-                                       model->tok_emb->weight))),
+                   cache_options(with_shape(options, loaded ? &loaded->module : nullptr),
+                                 model->tok_emb->weight,
+                                 /*fixed=*/true)),
       script_(std::move(loaded)),
       weights_(dtype_name(model->tok_emb->weight.scalar_type())) {
   if (script_) {
@@ -265,7 +261,7 @@ void save_trace(Gemma3Model model,
                 bool freeze,
                 const std::string& config,
                 const std::string& path) {
-  KvCache cache(model->cfg, fixed(cache_options(options, model->tok_emb->weight)));
+  KvCache cache(model->cfg, cache_options(options, model->tok_emb->weight, /*fixed=*/true));
   auto script = trace(model, cache);
   if (freeze) {
     std::vector<std::string> kept{

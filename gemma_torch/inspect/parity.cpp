@@ -11,6 +11,7 @@
 #include <set>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/patch.h"
 #include "gemma_torch/inspect/site_table.h"
 
 namespace gemma_torch {
@@ -177,13 +178,12 @@ SiteParity compare_logits(Engine& engine, const TensorMap& dump) {
 }
 
 TensorMap dump_of(Gemma3Model model, const at::Tensor& ids) {
-  const at::NoGradGuard no_grad;
-  TensorMap dump{{"ids", ids}};
-  const Probe probe = [&](const At& at, const at::Tensor& value) {
-    dump[site_name(at.site, at.layer)] = value.to(at::kCPU);
-    return value;
-  };
-  model->forward(ids.to(model->tok_emb->weight.device()), /*cache=*/nullptr, probe);
+  const auto sites = model_sites(model->cfg.n_layers);
+  auto dump = site_values(model, ids.to(model->tok_emb->weight.device()), sites);
+  for (auto& [name, value] : dump) {
+    value = value.to(at::kCPU);
+  }
+  dump["ids"] = ids;
   return dump;
 }
 
