@@ -9,7 +9,10 @@
 
 #include "common.h"
 #include "gemma_torch/base/error.h"
+#include "heatmap.h"
 #include "page.h"
+#include "tensor_json.h"
+#include "token_labels.h"
 
 namespace gemma_torch::apps {
 namespace {
@@ -18,63 +21,20 @@ using OptionalTokenizer = std::optional<Tokenizer>;
 
 constexpr size_t kShown = 5;  // places of each map on a terminal
 
-void replace_all(std::string& text, std::string_view what, std::string_view with) {
-  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += with.size()) {
-    text.replace(at, what.size(), with);
-  }
-}
-
-// A token for people: its piece with a small dot for a space and an arrow for a line's end; its id
-// where there are no pieces.
-std::string label(int64_t id, const OptionalTokenizer& tokenizer) {
-  if (!tokenizer) {
-    return std::to_string(id);
-  }
-  auto piece = tokenizer->piece(id);
-  replace_all(piece, "\u2581", "\u00b7");
-  replace_all(piece, "\n", "\u21b5");
-  return piece;
-}
-
 std::string score_name(const SweepCase& of, const OptionalTokenizer& tokenizer) {
-  auto name = "logit " + label(of.tokens[0], tokenizer);
-  return of.tokens.size() < 2 ? name : name + " \u2212 " + label(of.tokens[1], tokenizer);
-}
-
-std::vector<double> numbers(const at::Tensor& table) {
-  const auto flat = table.contiguous();
-  return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
-}
-
-nlohmann::json rows_json(const at::Tensor& table) {
-  auto rows = nlohmann::json::array();
-  for (int64_t row = 0; row < table.size(0); ++row) {
-    rows.push_back(numbers(table[row]));
-  }
-  return rows;
+  auto name = "logit " + token_label(of.tokens[0], tokenizer);
+  return of.tokens.size() < 2 ? name : name + " \u2212 " + token_label(of.tokens[1], tokenizer);
 }
 
 // "France" where the prompts agree, else "France|Italy".
 std::vector<std::string> position_labels(const SweepCase& of, const OptionalTokenizer& tokenizer) {
   std::vector<std::string> labels;
   for (size_t i = 0; i < of.clean.size(); ++i) {
-    const auto clean = label(of.clean[i], tokenizer);
+    const auto clean = token_label(of.clean[i], tokenizer);
     const bool same = of.clean[i] == of.corrupted[i];
-    labels.push_back(same ? clean : clean + "|" + label(of.corrupted[i], tokenizer));
+    labels.push_back(same ? clean : clean + "|" + token_label(of.corrupted[i], tokenizer));
   }
   return labels;
-}
-
-std::vector<std::string> indices(int64_t n) {
-  std::vector<std::string> names;
-  for (int64_t i = 0; i < n; ++i) {
-    names.push_back(std::to_string(i));
-  }
-  return names;
-}
-
-std::string prompt_html(const std::vector<int64_t>& ids, const OptionalTokenizer& tokenizer) {
-  return escape_html(tokenizer ? tokenizer->decode(ids) : fmt::format("{}", fmt::join(ids, ",")));
 }
 
 }  // namespace
@@ -99,8 +59,8 @@ nlohmann::json sweep_json(const Sweep& sweep,
   for (const auto& map : sweep.maps) {
     maps.push_back({{"site", site_name(map.site, /*layer=*/-1)},
                     {"columns", map.by_head ? "head" : "position"},
-                    {"scores", rows_json(map.scores)},
-                    {"normalised", rows_json(sweep.normalised(map))}});
+                    {"scores", tensor_json(map.scores)},
+                    {"normalised", tensor_json(sweep.normalised(map))}});
   }
   auto tokens = nlohmann::json::array();
   for (const auto id : of.tokens) {
@@ -160,8 +120,8 @@ std::string sweep_page(const Sweep& sweep,
       "run {:.3f}, corrupted run {:.3f}.</p>\n<p class=\"note\">Each cell: the corrupted run with "
       "one value of the clean run in its place. 0: the score stays the corrupted run's; 1: it "
       "becomes the clean run's. A dot in a token is a space.</p>\n<main>\n",
-      prompt_html(of.clean, tokenizer),
-      prompt_html(of.corrupted, tokenizer),
+      escape_html(prompt_text(of.clean, tokenizer)),
+      escape_html(prompt_text(of.corrupted, tokenizer)),
       escape_html(score_name(of, tokenizer)),
       sweep.clean,
       sweep.corrupted);
