@@ -88,12 +88,14 @@ struct Style {
 };
 
 Style style_of(const AttentionCase& of, const std::vector<std::string>& labels) {
+  constexpr int kOne = 720, kFew = 460, kMany = 256, kLabelledMany = 190;  // four beside each other
   const auto maps = of.maps.size();
   const auto pixels = static_cast<double>(of.maps[0].pixels.size(0));
-  Style style{.side = maps == 1 ? 720 : maps <= 4 ? 460 : 216};
-  style.cell = style.side / pixels;
   const bool whole = of.maps[0].pixels.size(0) == static_cast<int64_t>(of.ids.size());
-  style.labelled = whole && style.cell >= kLabelled;
+  Style style{.side = maps == 1 ? kOne : maps <= 2 ? kFew : kLabelledMany};
+  style.labelled = whole && style.side / pixels >= kLabelled;
+  style.side = maps > 2 && !style.labelled ? kMany : style.side;
+  style.cell = style.side / pixels;
   style.pointed = whole && maps * of.ids.size() <= kPointedRows;
   size_t longest = 0;
   for (const auto& label : labels) {
@@ -125,9 +127,11 @@ std::string map_html(const AttentionMap& map,
                      const Style& style) {
   const auto side = map.pixels.size(0);
   auto out = fmt::format(
-      "<figure><figcaption>head {}: first {:.2f}, previous {:.2f}, self {:.2f}, entropy "
+      "<figure style=\"width:{}px\"><figcaption>head {}: first {:.2f}, previous {:.2f}, self "
+      "{:.2f}, entropy "
       "{:.2f}</figcaption><svg width=\"{}\" height=\"{}\" role=\"img\" aria-label=\"layer {} head "
       "{}\">",
+      style.left + style.side + 1,
       map.head,
       map.to_first,
       map.to_previous,
@@ -170,7 +174,7 @@ std::string steps_html() {
 
 constexpr std::string_view kStyle =
     "<style>figure{margin:6px 0}figcaption{font-size:12px;color:#57606a}.layer{display:flex;"
-    "flex-wrap:wrap;gap:2px 26px}figure path{fill:none;stroke-width:1.02}</style>\n";
+    "flex-wrap:wrap;gap:2px 12px}figure path{fill:none;stroke-width:1.02}</style>\n";
 
 }  // namespace
 
@@ -197,7 +201,8 @@ std::string attention_page(const AttentionCase& of, const std::optional<Tokenize
           "{}<h2>Layer {}{}</h2>\n<div class=\"layer\">\n",
           layer < 0 ? "" : "</div>\n",
           map.layer,
-          sliding ? fmt::format(", the last {} tokens", of.config.sliding_window) : ", all tokens");
+          sliding ? fmt::format(", sliding window of {} tokens", of.config.sliding_window)
+                  : ", full attention");
       layer = map.layer;
     }
     body += map_html(map, labels, style);

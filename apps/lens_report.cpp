@@ -12,6 +12,8 @@
 namespace gemma_torch::apps {
 namespace {
 
+constexpr size_t kNumbered = 24;  // columns; texts in more would make a page of 2 MB
+
 // "embed", "0", "1", ..
 std::vector<std::string> depth_names(const Lens& lens) {
   auto names = indices(lens.kl.size(0) - 1);
@@ -83,7 +85,6 @@ Heatmap top_map(const Lens& lens, const Explainable& of) {
 }
 
 Heatmap rank_map(const Lens& lens, const Explainable& of, int64_t m) {
-  constexpr size_t kNumbered = 24;  // columns; more in text would make a page of 2 MB
   const auto ranks = lens.target_ranks.select(/*dim=*/2, m);
   const auto log_ranks = ranks.to(at::kDouble).masked_fill(ranks.eq(0), NAN).log10();
   Heatmap map{.title = "Rank of the token that follows",
@@ -96,10 +97,29 @@ Heatmap rank_map(const Lens& lens, const Explainable& of, int64_t m) {
   if (!follows_next_token(of)) {
     const auto token = of.tokens[static_cast<size_t>(m)];
     map.title = "Rank of " + token_label(token, of.loaded.tokenizer);
+    map.note = "1: the likeliest; colour: log10 of the rank";
   }
   if (of.ids.size() <= kNumbered) {
     for (const auto rank : as_ids(ranks)) {
       map.texts.push_back(rank == 0 ? "" : std::to_string(rank));
+    }
+  }
+  return map;
+}
+
+Heatmap kl_map(const Lens& lens, const Explainable& of) {
+  Heatmap map{.title = "KL from the last layer",
+              .note =
+                  "of each layer's distribution from the model's own, nats; colour: log10(1 + "
+                  "KL), the first layers being far away",
+              .row_title = "layer",
+              .column_title = "position",
+              .rows = depth_names(lens),
+              .columns = token_labels(of.ids, of.loaded.tokenizer),
+              .values = numbers((1 + lens.kl).log10())};
+  if (of.ids.size() <= kNumbered) {
+    for (const auto kl : numbers(lens.kl)) {
+      map.texts.push_back(fmt::format("{:.2f}", kl));
     }
   }
   return map;
@@ -169,13 +189,7 @@ std::string lens_page(const Lens& lens, const Explainable& of) {
   for (int64_t m = 0; m < lens.targets.size(1); ++m) {
     body += heatmap_html(rank_map(lens, of, m));
   }
-  body += heatmap_html({.title = "KL from the last layer",
-                        .note = "of each layer's distribution from the model's own, nats",
-                        .row_title = "layer",
-                        .column_title = "position",
-                        .rows = depth_names(lens),
-                        .columns = token_labels(of.ids, of.loaded.tokenizer),
-                        .values = numbers(lens.kl)});
+  body += heatmap_html(kl_map(lens, of));
   return html_page("Logit lens", body + "</main>\n");
 }
 

@@ -123,18 +123,21 @@ nlohmann::json saliency_json(const SaliencyFlags& flags,
 // What the numbers are, in a line.
 std::string summary(const SaliencyFlags& flags, const Scored& found) {
   if (!found.integrated) {
-    return fmt::format("gradient x input; {:.4f}", found.gradient.value);
+    return fmt::format("gradient x input, where it is {:.4f}", found.gradient.value);
   }
   const auto& result = *found.integrated;
   return fmt::format(
       "integrated gradients, {} baseline{}: {:.4f} there, {:.4f} here, the scores' sum {:.4f} "
-      "({:.2f} % off) after {} gradients",
+      "({:.2f} % off{}) after {} gradients",
       flags.baseline,
       flags.replace_first ? "" : " but for the first token",
       result.baseline,
       result.value,
       result.scores.sum().item<double>(),
       100 * result.completeness_error(),
+      result.completeness_error() > flags.integration.tolerance
+          ? ", more than the tolerance: more --steps, or another --baseline"
+          : "",
       result.steps);
 }
 

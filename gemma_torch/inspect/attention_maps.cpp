@@ -5,6 +5,7 @@
 #include <ATen/ops/xlogy.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/inspect/prompt_row.h"
@@ -14,8 +15,9 @@ namespace {
 
 // Those asked for, in order and once; all n where none were.
 std::vector<int64_t> chosen(const char* what, std::vector<int64_t> asked, int64_t n) {
-  for (int64_t i = 0; asked.empty() && i < n; ++i) {
-    asked.push_back(i);
+  if (asked.empty()) {
+    asked.resize(static_cast<size_t>(n));
+    std::iota(asked.begin(), asked.end(), int64_t{0});
   }
   for (const auto i : asked) {
     check(i >= 0 && i < n, "[attention] {}: expected 0 to {}, got {}", what, n - 1, i);

@@ -87,6 +87,8 @@ class Path {
 
 struct Interval {
   double begin = 0, end = 1;
+  double error = -1;  // of the integral; below 0: not known yet
+
   double middle() const { return (begin + end) / 2; }
 
   // (T), by Simpson's rule.
@@ -94,16 +96,15 @@ struct Interval {
     const auto ends = path.at(begin).slopes + path.at(end).slopes;
     return (ends + 4 * path.at(middle()).slopes) * ((end - begin) / 6);
   }
-
-  double error(const Path& path) const {
-    return std::abs(integral(path).sum().item<double>() -
-                    (path.at(end).value - path.at(begin).value));
-  }
 };
 
+// Ends and middles of those whose error is not known.
 std::vector<double> places_of(const std::vector<Interval>& intervals) {
   std::vector<double> places;
   for (const auto& interval : intervals) {
+    if (interval.error >= 0) {
+      continue;
+    }
     places.insert(places.end(), {interval.begin, interval.middle(), interval.end});
   }
   std::sort(places.begin(), places.end());
@@ -111,22 +112,28 @@ std::vector<double> places_of(const std::vector<Interval>& intervals) {
   return places;
 }
 
-// Halves the intervals that are wrong by more than their share, the worst first, `most` of them.
-std::vector<Interval> refined(const std::vector<Interval>& intervals,
-                              const Path& path,
-                              double allowed,
-                              int64_t most) {
-  std::vector<std::pair<double, Interval>> ordered;
-  for (const auto& interval : intervals) {
-    ordered.emplace_back(interval.error(path), interval);
+// Visits the intervals whose error is not known, and sets it. Returns the sum of all errors.
+double measure(std::vector<Interval>& intervals, Path& path) {
+  path.visit(places_of(intervals));
+  double sum = 0;
+  for (auto& interval : intervals) {
+    if (interval.error < 0) {
+      const auto whole = path.at(interval.end).value - path.at(interval.begin).value;
+      interval.error = std::abs(interval.integral(path).sum().item<double>() - whole);
+    }
+    sum += interval.error;
   }
-  std::sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    return a.first > b.first;
+  return sum;
+}
+
+// Halves the intervals that are wrong by more than `share`, the worst first, `most` of them.
+std::vector<Interval> refined(std::vector<Interval> intervals, double share, int64_t most) {
+  std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) {
+    return a.error > b.error;
   });
-  const auto share = allowed / (2 * static_cast<double>(intervals.size()));
   std::vector<Interval> result;
-  for (const auto& [error, interval] : ordered) {
-    if (error > share && most-- > 0) {
+  for (const auto& interval : intervals) {
+    if (interval.error > share && most-- > 0) {
       result.push_back({interval.begin, interval.middle()});
       result.push_back({interval.middle(), interval.end});
     } else {
@@ -134,14 +141,6 @@ std::vector<Interval> refined(const std::vector<Interval>& intervals,
     }
   }
   return result;
-}
-
-double total_error(const std::vector<Interval>& intervals, const Path& path) {
-  double sum = 0;
-  for (const auto& interval : intervals) {
-    sum += interval.error(path);
-  }
-  return sum;
 }
 
 // Intervals that are right enough, or as many as `steps` allow.
@@ -152,15 +151,13 @@ std::vector<Interval> integrate(Path& path, const IntegrationOptions& options) {
   for (int i = 0; i < kFirst; ++i) {
     intervals.push_back({i / double{kFirst}, (i + 1) / double{kFirst}});
   }
-  path.visit(places_of(intervals));
+  auto error = measure(intervals, path);
   const auto allowed = options.tolerance * std::abs(path.at(1).value - path.at(0).value);
-  while (total_error(intervals, path) > allowed) {
-    const auto halvings = (options.steps - path.steps()) / 2;  // each needs two points
-    if (halvings < 1) {
-      break;
-    }
-    intervals = refined(intervals, path, allowed, std::min(kAtOnce, halvings));
-    path.visit(places_of(intervals));
+  for (auto left = options.steps - path.steps(); error > allowed && left >= 2;
+       left = options.steps - path.steps()) {  // each halving needs two points
+    const auto share = allowed / (2 * static_cast<double>(intervals.size()));
+    intervals = refined(std::move(intervals), share, std::min(kAtOnce, left / 2));
+    error = measure(intervals, path);
   }
   return intervals;
 }
