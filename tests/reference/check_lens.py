@@ -6,8 +6,8 @@
 In float32 on the CPU, for four prompts: the lens from transformers' hidden_states, its norm and its
 head; attribution by calling o_proj and down_proj on one head or one neuron at a time; gradients by
 autograd at inputs_embeds; then how complete integrated gradients are, by transformers' values at
-both ends of the path. Prints largest differences, and fails where one is larger than is allowed below.
-Versions: requirements.txt.
+both ends of the path. Prints largest differences, and fails where one is larger than is allowed
+below. Versions: requirements.txt.
 """
 
 import argparse
