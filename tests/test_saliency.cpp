@@ -60,6 +60,7 @@ TEST_CASE("value and gradient are those of autograd through the whole model", "[
   const auto model = small_models().wide;
   const auto target = any_target();
   const auto found = gradient_times_input(model, some_ids(), target);
+  CHECK(!model->tok_emb->weight.grad().defined());  // weights are left alone
   const auto leaf = found.embed.unsqueeze(0).clone().requires_grad_();
   const auto value = plain_value(model, leaf, target);
   value.backward();
@@ -69,7 +70,6 @@ TEST_CASE("value and gradient are those of autograd through the whole model", "[
   CHECK(max_difference(found.gradient, want) < 1e-5 * want.abs().max().item<double>());
   CHECK(max_difference(found.scores, (want * found.embed).to(at::kDouble).sum(1)) < 1e-5);
   CHECK(max_difference(found.norms, want.to(at::kDouble).square().sum(1).sqrt()) < 1e-5);
-  CHECK(!model->tok_emb->weight.grad().defined());
 }
 
 TEST_CASE("rows of a batch are runs of their own", "[saliency]") {
@@ -159,7 +159,7 @@ TEST_CASE("gradients are as many as allowed, a pass as large", "[saliency]") {
   CHECK(integrated_gradients(model, some_ids(), target, options).steps == 39);  // two at a time
   CHECK(std::vector<int64_t>(done.begin(), done.begin() + 6) ==
         std::vector<int64_t>{3, 6, 9, 12, 15, 17});
-  options.tolerance = 1e9;
+  options.tolerance = 1e30;  // the slope at zeros is steep
   options.on_progress = {};
   CHECK(integrated_gradients(model, some_ids(), target, options).steps == 17);
   options.on_progress = [](int64_t n, int64_t) { return n < 9; };

@@ -72,8 +72,14 @@ class Path {
     for (size_t i = 0; i < places.size(); ++i) {
       const auto row = static_cast<int64_t>(i);
       const auto value = found.values[row].item<double>();
-      check(std::isfinite(value), "[saliency] value: expected a finite one, got {}", value);
-      nodes_[places[i]] = {value, slopes[row].sum(/*dim=*/1)};
+      const auto slope = slopes[row].sum(/*dim=*/1);
+      check(std::isfinite(value) && std::isfinite(slope.sum().item<double>()),
+            "[saliency] path: expected finite numbers, got value {} and slope {} at {:.3g} of it. "
+            "Hint: another baseline",
+            value,
+            slope.sum().item<double>(),
+            places[i]);
+      nodes_[places[i]] = {value, slope};
     }
   }
 
