@@ -37,7 +37,7 @@ struct IntegratedGradients {
 /// The mean is Simpson's rule, on intervals that are halved where they are wrong: the target's
 /// values at their ends tell what an interval's integral has to be. This ends once the errors of
 /// all intervals, none set off against another, are within the tolerance, or at `steps`. From zeros
-/// in the place of every token it does not end before: norms make the target jump there.
+/// in the place of every token it may not end before: the norms make the target jump near them.
 /// Memory: as embedding_gradient, of `tokens` tokens (or one row, if that is longer).
 /// Throws: as embedding_gradient; Error for a baseline of another shape, fewer steps than
 ///         kFewestSteps, tokens below 1, a path of no length; where it was stopped.
