@@ -130,5 +130,9 @@ void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 void add_capture(CLI::App& app);
 void add_patch(CLI::App& app);
+void add_lens(CLI::App& app);
+void add_attention(CLI::App& app);
+void add_attribute(CLI::App& app);
+void add_saliency(CLI::App& app);
 
 }  // namespace gemma_torch::apps

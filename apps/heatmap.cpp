@@ -12,14 +12,32 @@ namespace {
 
 constexpr size_t kNumbered = 24;  // columns whose cells have room for a number
 constexpr size_t kLabel = 18;     // characters of a column's label
+constexpr size_t kText = 8;       // of a text in a cell
 constexpr int kLeft = 62, kTop = 8, kCellHeight = 20;
+
+// A cell's text, in half the characters where they are of scripts that are twice as wide.
+std::string cut(const std::string& text) {
+  const bool wide = text.size() > 2 * characters(text);
+  return shortened(text, wide ? kText / 2 : kText);
+}
+
+// Pixels that the widest text needs.
+int text_width(const std::vector<std::string>& texts) {
+  size_t longest = 0;
+  for (const auto& text : texts) {
+    const auto shown = cut(text);
+    longest = std::max(longest, shown.size() > 2 * characters(shown) ? kText : characters(shown));
+  }
+  return 10 + 6 * static_cast<int>(longest);
+}
 
 // Where the cells of a map lie.
 struct Layout {
   explicit Layout(const Heatmap& map)
       : columns(static_cast<int>(map.columns.size())), rows(static_cast<int>(map.rows.size())) {
-    numbered = map.columns.size() <= kNumbered;
-    cell = numbered ? 44 : columns <= 64 ? 18 : 12;
+    numbered = map.columns.size() <= kNumbered || !map.texts.empty();
+    wordy = map.columns.size() <= kNumbered;
+    cell = !map.texts.empty() ? text_width(map.texts) : numbered ? 44 : columns <= 64 ? 18 : 12;
     angle = cell > 12 ? -55 : -90;  // slanted, narrow columns' labels would touch
     size_t longest = 0;
     for (const auto& column : map.columns) {
@@ -28,7 +46,7 @@ struct Layout {
     labels = 40 + static_cast<int>(6 * longest);
   }
   int columns, rows, cell = 0, angle = 0, labels = 0;
-  bool numbered = false;
+  bool numbered = false, wordy = false;  // in the cells; under the pointer
 
   int y(size_t row) const { return kTop + kCellHeight * (rows - 1 - static_cast<int>(row)); }
   int bottom() const { return kTop + kCellHeight * rows; }
@@ -38,12 +56,25 @@ struct Layout {
 
 // Under the pointer. Of many cells in few bytes: a page of 200 tokens has 18,000.
 std::string tooltip(const Heatmap& map, size_t row, size_t column, bool wordy) {
-  const auto value = map.values[row * map.columns.size() + column];
+  const auto at = row * map.columns.size() + column;
   if (!wordy) {
-    return fmt::format("{}, {}: {:.3f}", row, column, value);
+    return fmt::format("{}, {}: {:.3f}", escape_html(map.rows[row]), column, map.values[at]);
   }
-  return escape_html(
-      fmt::format("{} {}, {}: {:.4f}", map.row_title, map.rows[row], map.columns[column], value));
+  return escape_html(fmt::format("{} {}, {}: {:.4f}{}{}",
+                                 map.row_title,
+                                 map.rows[row],
+                                 map.columns[column],
+                                 map.values[at],
+                                 map.texts.empty() ? "" : " ",
+                                 map.texts.empty() ? "" : map.texts[at]));
+}
+
+std::string cell_text(const Heatmap& map, size_t at) {
+  if (!map.texts.empty()) {
+    return escape_html(cut(map.texts[at]));
+  }
+  const auto value = std::abs(map.values[at]) < 0.005 ? 0.0 : map.values[at];  // never -0.00
+  return std::isfinite(value) ? fmt::format("{:.2f}", value) : "";
 }
 
 void draw_cells(const Heatmap& map, const Layout& at, const ColourScale& scale, std::string& out) {
@@ -58,12 +89,12 @@ void draw_cells(const Heatmap& map, const Layout& at, const ColourScale& scale, 
                          at.cell,
                          kCellHeight,
                          at.cell,
-                         tooltip(map, row, column, at.numbered));
+                         tooltip(map, row, column, at.wordy));
       if (at.numbered) {
-        out += fmt::format(R"(<text class="in{}" x="{}" y="14">{:.2f}</text>)",
+        out += fmt::format(R"(<text class="in{}" x="{}" y="14">{}</text>)",
                            needs_light_text(value, scale) ? " light" : "",
                            left + at.cell / 2,
-                           std::abs(value) < 0.005 ? 0.0 : value);  // never -0.00
+                           cell_text(map, row * map.columns.size() + column));
       }
     }
     out += "</g>\n";

@@ -29,6 +29,10 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_parity,
     add_capture,
     add_patch,
+    add_lens,
+    add_attention,
+    add_attribute,
+    add_saliency,
 };
 
 std::string one_line(std::string message) {

@@ -22,8 +22,7 @@ using OptionalTokenizer = std::optional<Tokenizer>;
 constexpr size_t kShown = 5;  // places of each map on a terminal
 
 std::string score_name(const SweepCase& of, const OptionalTokenizer& tokenizer) {
-  auto name = "logit " + token_label(of.tokens[0], tokenizer);
-  return of.tokens.size() < 2 ? name : name + " \u2212 " + token_label(of.tokens[1], tokenizer);
+  return "logit " + difference_label(of.tokens, tokenizer);
 }
 
 // "France" where the prompts agree, else "France|Italy".

@@ -37,6 +37,12 @@ std::vector<std::string> token_labels(const std::vector<int64_t>& ids,
   return labels;
 }
 
+std::string difference_label(const std::vector<int64_t>& tokens,
+                             const std::optional<Tokenizer>& tokenizer) {
+  const auto first = token_label(tokens[0], tokenizer);
+  return tokens.size() < 2 ? first : first + " \u2212 " + token_label(tokens[1], tokenizer);
+}
+
 std::string token_text(int64_t id, const std::optional<Tokenizer>& tokenizer) {
   if (!tokenizer) {
     return " " + std::to_string(id);

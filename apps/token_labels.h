@@ -17,6 +17,10 @@ std::string token_label(int64_t id, const std::optional<Tokenizer>& tokenizer);
 std::vector<std::string> token_labels(const std::vector<int64_t>& ids,
                                       const std::optional<Tokenizer>& tokenizer);
 
+/// One token's label, or "A − B" of two, whose difference is meant.
+std::string difference_label(const std::vector<int64_t>& tokens,
+                             const std::optional<Tokenizer>& tokenizer);
+
 /// A token as it reads in its text, spaces and line ends as they are; " 818" where there are no
 /// pieces.
 std::string token_text(int64_t id, const std::optional<Tokenizer>& tokenizer);

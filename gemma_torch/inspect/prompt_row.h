@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "gemma_torch/model/gemma3.h"
+
+namespace gemma_torch {
+
+/// A prompt as the modules take it: (1, T) int64 on the model's device.
+/// Throws: Error, in the name of `where`, for no ids or one outside the vocabulary.
+at::Tensor prompt_row(const char* where, const std::vector<int64_t>& ids, Gemma3Model model);
+
+/// A position of T tokens, negative ones counted from the end.
+/// Throws: Error where there is none.
+int64_t checked_position(const char* where, int64_t position, int64_t T);
+
+/// Throws: Error unless all are ids of the vocabulary, at least `fewest` and at most `most` of them.
+void check_tokens(const char* where,
+                  const std::vector<int64_t>& tokens,
+                  std::pair<size_t, size_t> fewest_most,
+                  int64_t vocab_size);
+
+}  // namespace gemma_torch
