@@ -130,5 +130,7 @@ void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 void add_capture(CLI::App& app);
 void add_patch(CLI::App& app);
+void add_steer(CLI::App& app);
+void add_sae(CLI::App& app);
 
 }  // namespace gemma_torch::apps

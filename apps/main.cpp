@@ -29,6 +29,8 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_parity,
     add_capture,
     add_patch,
+    add_steer,
+    add_sae,
 };
 
 std::string one_line(std::string message) {
