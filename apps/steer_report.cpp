@@ -33,7 +33,9 @@ std::string score_name(const MeasureCase& of) {
 
 std::string layers_text(const MeasureCase& of) {
   return of.options.layers.empty() ? "all its layers"
-                                   : fmt::format("layers {}", fmt::join(of.options.layers, ", "));
+                                   : fmt::format("layer{} {}",
+                                                 of.options.layers.size() == 1 ? "" : "s",
+                                                 fmt::join(of.options.layers, ", "));
 }
 
 std::string chart(const std::vector<MeasureRow>& rows, const MeasureCase& of) {

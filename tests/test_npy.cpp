@@ -100,7 +100,7 @@ TEST_CASE("damaged or foreign arrays are refused in one line", "[npy][damaged]")
       {with("{'descr': '<f4"), "not closed"},
       {with("{}"), "expected descr"},
       {with(npz::header("<f4", "(2,)") + "x"), "expected its end"},
-      {shape("(2"), "a comma"},
+      {shape("(2"), "0 or more, got }"},
       {shape("(-2,)"), "0 or more"},
       {shape("(x,)"), "0 or more"},
       {shape("(1 2)"), "a comma"},
