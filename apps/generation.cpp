@@ -75,6 +75,18 @@ nlohmann::json to_json(const std::vector<int64_t>& prompt,
           {"dtype", dtype_name(loaded.config.dtype)}};
 }
 
+// None where ids have no text.
+std::optional<Printer> printer_of(const Pretrained& loaded, const GenerationFlags& flags) {
+  check(loaded.tokenizer || flags.stops.empty(),
+        "[generate] --stop needs a tokenizer, this model has none");
+  if (!loaded.tokenizer) {
+    return {};
+  }
+  return Printer{StreamDecoder(*loaded.tokenizer, /*skip_special=*/true),
+                 StopStrings(flags.stops),
+                 !flags.json};
+}
+
 nlohmann::json engine_json(const Engine& engine) {
   const auto how = engine.report(0);
   return {{"engine", how.engine}, {"isa", how.isa}, {"quant", how.quant()}};
@@ -125,16 +137,8 @@ void run_generation(const Pretrained& loaded,
   check(!prompt.empty(), "[generate] prompt: expected at least one token, got none");
   const auto options = options_of(loaded, flags);
   const auto engine = make(static_cast<int64_t>(prompt.size()) + options.max_new_tokens);
-  check(loaded.tokenizer || flags.stops.empty(),
-        "[generate] --stop needs a tokenizer, this model has none");
-
+  auto printer = printer_of(loaded, flags);
   catch_interrupt();
-  std::optional<Printer> printer;
-  if (loaded.tokenizer) {
-    printer.emplace(Printer{StreamDecoder(*loaded.tokenizer, /*skip_special=*/true),
-                            StopStrings(flags.stops),
-                            !flags.json});
-  }
   const auto result = generate(*engine, {prompt}, options, [&](int64_t, int64_t id) {
     if (printer) {
       printer->push(id);

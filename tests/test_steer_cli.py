@@ -89,15 +89,19 @@ class Make(SteerTest):
         def pairs(text):
             return self.wrong("make", "--pairs", self.write("p", text), *out)
 
-        self.assertIn('p line 1: expected an object with "positive"', pairs('{"positive": [2]}'))
-        self.assertIn("p line 2: expected a prompt, got an empty", pairs(json.dumps({"positive": [2, 5], "negative": [2, 6]}) + "\n\n"))
-        self.assertIn("expected a text or a list of token ids, got 5", pairs('{"positive": 5, "negative": [2]}'))
-        self.assertIn("expected a list of token ids, got null", pairs('{"positive": [null], "negative": [2]}'))
-        self.assertIn("no tokenizer", pairs('{"positive": "a", "negative": "b"}'))
-        self.assertIn("pair 0: expected ids from 0 to 299, got 300", pairs('{"positive": [300], "negative": [2]}'))
-        self.assertIn("pair 0: expected at least one token", pairs('{"positive": [], "negative": [2]}'))
-        self.assertIn("pairs that differ", pairs('{"positive": [2], "negative": [2]}'))
-        self.assertIn("empty file", pairs(""))
+        good = json.dumps({"positive": [2, 5], "negative": [2, 6]})
+        for text, why in (
+            ('{"positive": [2]}', 'p line 1: expected an object with "positive"'),
+            (good + "\n\n", "p line 2: expected a prompt, got an empty"),
+            ('{"positive": 5, "negative": [2]}', "a text or a list of token ids, got 5"),
+            ('{"positive": [null], "negative": [2]}', "a list of token ids, got null"),
+            ('{"positive": "a", "negative": "b"}', "no tokenizer"),
+            ('{"positive": [300], "negative": [2]}', "pair 0: expected ids from 0 to 299, got 300"),
+            ('{"positive": [], "negative": [2]}', "pair 0: expected at least one token"),
+            ('{"positive": [2], "negative": [2]}', "pairs that differ"),
+            ("", "empty file"),
+        ):
+            self.assertIn(why, pairs(text))
         run = ("--pairs", self.pairs, *out)
         self.assertIn("got 2", self.wrong("make", *run, "--layers", "2"))
         self.assertIn('"1-"', self.wrong("make", *run, "--layers", "1-"))
@@ -151,9 +155,11 @@ class Generate(SteerTest):
         run = ("--ids", PROMPT_IDS)
         self.make("--layers", "1")
         more = ("--direction", self.out, *run)
-        self.assertIn("layer 0: expected one that the direction has a vector for, 1 to 1", self.wrong("generate", *more, "--layers", "0-1"))
+        wrong = self.wrong("generate", *more, "--layers", "0-1")
+        self.assertIn("layer 0: expected one that the direction has a vector for, 1 to 1", wrong)
         self.assertIn("--strength", self.wrong("generate", *more, "--strength", "x", code=2))
-        self.assertIn("strength: expected a number", self.wrong("generate", *more, "--strength", "inf"))
+        wrong = self.wrong("generate", *more, "--strength", "inf")
+        self.assertIn("strength: expected a number", wrong)
         self.assertIn("got fused", self.wrong("generate", *more, "--engine", "fused"))
         self.assertIn("--direction", self.wrong("generate", *run, code=2))
         self.assertIn("/nowhere", self.wrong("generate", *run, "--direction", "/nowhere"))

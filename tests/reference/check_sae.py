@@ -228,7 +228,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = transformers_model(args.model, torch.float32, attention="eager")
-    names = ("l0", "explained", "activations", "loss", "with output", "with zeros", "losses", "text")
+    names = "l0, explained, activations, loss, with output, with zeros, losses, text".split(", ")
     print("| autoencoder | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     good = True
     with tempfile.TemporaryDirectory() as folder:

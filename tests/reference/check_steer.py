@@ -77,7 +77,8 @@ def check_directions(args, model, folder):
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     ids = [[ids_of(args, pair[side]) for side in ("positive", "negative")] for pair in pairs]
     worst = 0
-    print("| direction | layers | largest difference, of the vector's largest number |\n|---|---|---|")
+    print("| direction | layers | largest difference, of the vector's largest number |")
+    print("|---|---|---|")
     for pool in ("last", "mean"):
         values = [[pooled(model, prompt, pool) for prompt in pair] for pair in ids]
         differences = torch.stack([a - b for a, b in values], 1).numpy()  # (L, P, E)
@@ -201,7 +202,8 @@ def check_llama(args, model, folder):
     vectors = load_file(folder / "mean_last.safetensors")
     text = (GOLDEN / "long_text.txt").read_text(encoding="utf-8")
     ids = ids_of(args, text)
-    print("\n| strength | perplexity under hooks, float32 | llama-perplexity | ratio |\n|---|---|---|---|")
+    print("\n| strength | perplexity under hooks, float32 | llama-perplexity | ratio |")
+    print("|---|---|---|---|")
     worst = 0
     for strength in (0, 1, -1, 2, 4):
         ours = our_perplexity(model, ids, vectors, strength)
