@@ -29,7 +29,8 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 PAIRS, HELD_OUT = GOLDEN / "steer_pairs.jsonl", GOLDEN / "steer_heldout.txt"
 TOWARD = " good, great, excellent, amazing, wonderful"
 AWAY = " bad, terrible, awful, horrible, poor"
-LAYERS, STRENGTHS = range(8, 13), (-2, -1, 0, 1, 2)
+LAYER, STRENGTHS = 10, (-2, -1, 0, 1, 2)
+LLAMA_LAYERS, LLAMA_STRENGTHS = range(8, 13), (0, 0.25, -0.25, 0.5, 1)
 DIRECTION_ALLOWED = 1e-4  # of the largest number of a vector
 SCORE_ALLOWED = 2e-4
 PERPLEXITY_ALLOWED = 0.02  # relative: llama.cpp computes in bfloat16 here
@@ -48,8 +49,8 @@ def ids_of(args, text):
 
 
 @torch.no_grad()
-def pooled(model, ids, pool):
-    """(L, E): what leaves each layer, at the last position or as the mean after BOS."""
+def pooled(model, ids):
+    """What leaves each layer, (L, E): at the last position, and as the mean after BOS."""
     found = []
     handles = [
         block.register_forward_hook(
@@ -61,7 +62,7 @@ def pooled(model, ids, pool):
     for handle in handles:
         handle.remove()
     rows = torch.stack([value[0].double() for value in found])
-    return rows[:, -1] if pool == "last" else rows[:, 1:].mean(1)
+    return {"last": rows[:, -1], "mean": rows[:, 1:].mean(1)}
 
 
 def expected(differences, method):
@@ -75,13 +76,13 @@ def expected(differences, method):
 
 def check_directions(args, model, folder):
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
-    ids = [[ids_of(args, pair[side]) for side in ("positive", "negative")] for pair in pairs]
+    sides = ("positive", "negative")
+    values = [[pooled(model, ids_of(args, pair[side])) for side in sides] for pair in pairs]
     worst = 0
     print("| direction | layers | largest difference, of the vector's largest number |")
     print("|---|---|---|")
     for pool in ("last", "mean"):
-        values = [[pooled(model, prompt, pool) for prompt in pair] for pair in ids]
-        differences = torch.stack([a - b for a, b in values], 1).numpy()  # (L, P, E)
+        differences = torch.stack([a[pool] - b[pool] for a, b in values], 1).numpy()  # (L, P, E)
         for method in ("mean", "pca"):
             out = folder / f"{method}_{pool}.safetensors"
             how = ("--method", method, "--pool", pool)
@@ -97,7 +98,7 @@ def check_directions(args, model, folder):
     return worst <= DIRECTION_ALLOWED
 
 
-def steering(model, vectors, strength):
+def steering(model, vectors, strength, layers=(LAYER,)):
     """Hooks that add strength * vector to what leaves each of the layers."""
 
     def hook_of(vector):
@@ -110,7 +111,7 @@ def steering(model, vectors, strength):
 
     return [
         model.model.layers[layer].register_forward_hook(hook_of(vectors[f"direction.{layer}"]))
-        for layer in LAYERS
+        for layer in layers
     ]
 
 
@@ -125,7 +126,7 @@ def their_scores(model, prompts, tokens, away):
 
 
 def check_measure(args, model, direction):
-    run = ("--direction", direction, "--layers", f"{LAYERS[0]}-{LAYERS[-1]}")
+    run = ("--direction", direction, "--layers", LAYER)
     strengths = "--strengths=" + ",".join(map(str, STRENGTHS))
     of = ("--prompts", HELD_OUT, "--tokens", TOWARD, "--against", AWAY)
     ours = gemma(args, "measure", *run, strengths, *of)
@@ -152,7 +153,7 @@ def check_measure(args, model, direction):
 @torch.no_grad()
 def check_text(args, model, direction):
     """Greedy text under the direction, ours cached token by token, theirs with hooks."""
-    run = ("--direction", direction, "--layers", f"{LAYERS[0]}-{LAYERS[-1]}")
+    run = ("--direction", direction, "--layers", LAYER)
     same = []
     for strength in (-2, 2):
         more = (f"--strength={strength}", "-p", "I think the new film is", "-n", "24", "--greedy")
@@ -173,7 +174,7 @@ def their_perplexity(args, control, strength):
     command += ["-t", args.threads, "--no-warmup"]
     if strength:
         command += ["--control-vector-scaled", f"{control}:{strength}"]
-        command += ["--control-vector-layer-range", LAYERS[0], LAYERS[-1]]
+        command += ["--control-vector-layer-range", LLAMA_LAYERS[0], LLAMA_LAYERS[-1]]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     found = re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)
     if not found:
@@ -184,7 +185,7 @@ def their_perplexity(args, control, strength):
 @torch.no_grad()
 def our_perplexity(model, ids, vectors, strength):
     """As `gemma perplexity -c 512` counts, with hooks; the hooks were compared above."""
-    handles = steering(model, vectors, strength)
+    handles = steering(model, vectors, strength, LLAMA_LAYERS)
     scores = []
     for start in range(0, len(ids) - 511, 512):
         window = [2, *ids[start + 1 : start + 512]]
@@ -198,14 +199,14 @@ def our_perplexity(model, ids, vectors, strength):
 def check_llama(args, model, folder):
     control = folder / "control.gguf"
     made = ("make", "--pairs", PAIRS, "--pool", "last", "--format", "gguf")
-    gemma(args, *made, "-o", control, "--layers", f"{LAYERS[0]}-{LAYERS[-1]}")
+    gemma(args, *made, "-o", control, "--layers", f"{LLAMA_LAYERS[0]}-{LLAMA_LAYERS[-1]}")
     vectors = load_file(folder / "mean_last.safetensors")
     text = (GOLDEN / "long_text.txt").read_text(encoding="utf-8")
     ids = ids_of(args, text)
     print("\n| strength | perplexity under hooks, float32 | llama-perplexity | ratio |")
     print("|---|---|---|---|")
     worst = 0
-    for strength in (0, 1, -1, 2, 4):
+    for strength in LLAMA_STRENGTHS:
         ours = our_perplexity(model, ids, vectors, strength)
         theirs = their_perplexity(args, control, strength)
         worst = max(worst, abs(theirs / ours - 1))
