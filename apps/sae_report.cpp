@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "common.h"
 #include "page.h"
 #include "tensor_json.h"
@@ -72,7 +74,7 @@ std::string encode_page(const Encoded& encoded, const EncodeCase& of) {
   auto body = fmt::format(
       "<h1>Features of a text</h1>\n<p>Autoencoder: <code>{}</code> at <code>{}</code></p>\n"
       "<p class=\"note\">{:.1f} features a token are active; together they explain {:.1f} % of the "
-      "value's variance.</p>\n",
+      "value's variance. A grey BOS is off the scale.</p>\n",
       escape_html(of.file),
       escape_html(sites_text(of.sites)),
       encoded.fit.l0,
@@ -82,11 +84,15 @@ std::string encode_page(const Encoded& encoded, const EncodeCase& of) {
     tokens.push_back(token_text(id, of.tokenizer));
   }
   for (size_t i = 0; i < of.features.size(); ++i) {
-    const auto values = numbers(encoded.activations.select(/*dim=*/1, static_cast<int64_t>(i)));
+    auto values = numbers(encoded.activations.select(/*dim=*/1, static_cast<int64_t>(i)));
     size_t active = 0;
+    std::vector<std::string> captions;
     for (const auto value : values) {
       active += value > 0 ? 1 : 0;
+      captions.push_back(fmt::format("{:.4f}", value));
     }
+    const bool bos = of.tokenizer && of.ids[0] == of.tokenizer->bos_id() && of.ids.size() > 1;
+    values[0] = bos ? std::nan("") : values[0];  // tens of times the others': grey, off the scale
     body +=
         coloured_text_html({.title = fmt::format("Feature {}", of.features[i]),
                             .note = fmt::format("active at {} of {} tokens", active, values.size()),

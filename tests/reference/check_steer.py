@@ -7,7 +7,7 @@
 Directions from the pairs of tests/golden/steer_pairs.jsonl, by mean and by PCA, against hidden
 states of transformers and NumPy's SVD; greedy text and next-token log-odds under a direction
 against a forward hook that adds it; all in float32 on the CPU. With llama.cpp, the perplexity of
-tests/golden/long_text.txt with our control vector at several strengths, in either program.
+some of tests/golden/long_text.txt with our control vector at several strengths, in either program.
 Fails where a difference is above what is written below. Versions: requirements.txt.
 """
 
@@ -31,6 +31,7 @@ TOWARD = " good, great, excellent, amazing, wonderful"
 AWAY = " bad, terrible, awful, horrible, poor"
 LAYER, STRENGTHS = 10, (-2, -1, 0, 1, 2)
 LLAMA_LAYERS, LLAMA_STRENGTHS = range(8, 13), (0, 0.25, -0.25, 0.5, 1)
+WINDOW = 128  # tokens, of perplexities
 DIRECTION_ALLOWED = 1e-4  # of the largest number of a vector
 SCORE_ALLOWED = 2e-4
 PERPLEXITY_ALLOWED = 0.02  # relative: llama.cpp computes in bfloat16 here
@@ -43,8 +44,8 @@ def gemma(args, *more):
     return json.loads(done.stdout)
 
 
-def ids_of(args, text):
-    command = [args.gemma, "tokenize", "-m", args.model, "-p", text, "--json"]
+def ids_of(args, *text):
+    command = [args.gemma, "tokenize", "-m", args.model, *map(str, text), "--json"]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["ids"]
 
 
@@ -77,7 +78,7 @@ def expected(differences, method):
 def check_directions(args, model, folder):
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     sides = ("positive", "negative")
-    values = [[pooled(model, ids_of(args, pair[side])) for side in sides] for pair in pairs]
+    values = [[pooled(model, ids_of(args, "-p", pair[side])) for side in sides] for pair in pairs]
     worst = 0
     print("| direction | layers | largest difference, of the vector's largest number |")
     print("|---|---|---|")
@@ -169,8 +170,8 @@ def check_text(args, model, direction):
     return all(same)
 
 
-def their_perplexity(args, control, strength):
-    command = [args.llama_perplexity, "-m", args.gguf, "-f", GOLDEN / "long_text.txt", "-c", "512"]
+def their_perplexity(args, text, control, strength):
+    command = [args.llama_perplexity, "-m", args.gguf, "-f", text, "-c", WINDOW]
     command += ["-t", args.threads, "--no-warmup"]
     if strength:
         command += ["--control-vector-scaled", f"{control}:{strength}"]
@@ -184,13 +185,15 @@ def their_perplexity(args, control, strength):
 
 @torch.no_grad()
 def our_perplexity(model, ids, vectors, strength):
-    """As `gemma perplexity -c 512` counts, with hooks; the hooks were compared above."""
+    """As `gemma perplexity -c 128` counts, with hooks; the hooks were compared above."""
     handles = steering(model, vectors, strength, LLAMA_LAYERS)
     scores = []
-    for start in range(0, len(ids) - 511, 512):
-        window = [2, *ids[start + 1 : start + 512]]
-        p = model(torch.tensor([window]), use_cache=False).logits[0].double().log_softmax(-1)
-        scores += [-p[i - 1, window[i]].item() for i in range(257, 512)]
+    for start in range(0, len(ids) - WINDOW + 1, WINDOW):
+        window = torch.tensor([2, *ids[start + 1 : start + WINDOW]])
+        half = WINDOW // 2
+        logits = model(window[None], use_cache=False, logits_to_keep=half).logits[0, :-1]
+        wanted = window[half + 1 :]
+        scores += torch.nn.functional.cross_entropy(logits, wanted, reduction="none").tolist()
     for handle in handles:
         handle.remove()
     return float(np.exp(np.mean(scores)))
@@ -201,14 +204,15 @@ def check_llama(args, model, folder):
     made = ("make", "--pairs", PAIRS, "--pool", "last", "--format", "gguf")
     gemma(args, *made, "-o", control, "--layers", f"{LLAMA_LAYERS[0]}-{LLAMA_LAYERS[-1]}")
     vectors = load_file(folder / "mean_last.safetensors")
-    text = (GOLDEN / "long_text.txt").read_text(encoding="utf-8")
-    ids = ids_of(args, text)
+    text = folder / "text.txt"
+    text.write_text((GOLDEN / "long_text.txt").read_text(encoding="utf-8")[:2600], encoding="utf-8")
+    ids = ids_of(args, "-f", text)
     print("\n| strength | perplexity under hooks, float32 | llama-perplexity | ratio |")
     print("|---|---|---|---|")
     worst = 0
     for strength in LLAMA_STRENGTHS:
         ours = our_perplexity(model, ids, vectors, strength)
-        theirs = their_perplexity(args, control, strength)
+        theirs = their_perplexity(args, text, control, strength)
         worst = max(worst, abs(theirs / ours - 1))
         print(f"| {strength} | {ours:.4f} | {theirs:.4f} | {theirs / ours:.5f} |", flush=True)
     return worst <= PERPLEXITY_ALLOWED
