@@ -134,5 +134,7 @@ void add_lens(CLI::App& app);
 void add_attention(CLI::App& app);
 void add_attribute(CLI::App& app);
 void add_saliency(CLI::App& app);
+void add_steer(CLI::App& app);
+void add_sae(CLI::App& app);
 
 }  // namespace gemma_torch::apps

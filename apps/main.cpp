@@ -33,6 +33,8 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_attention,
     add_attribute,
     add_saliency,
+    add_steer,
+    add_sae,
 };
 
 std::string one_line(std::string message) {

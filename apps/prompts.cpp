@@ -22,18 +22,6 @@ std::vector<int64_t> encode(const std::string& text,
   return tokenizer->encode(text);
 }
 
-std::vector<int64_t> ids_of(const nlohmann::json& list, const std::string& where) {
-  std::vector<int64_t> ids;
-  for (const auto& id : list) {
-    check(id.is_number_integer(),
-          "[prompts] {}: expected a list of token ids, got {}",
-          where,
-          printable(id.dump()));
-    ids.push_back(id.get<int64_t>());
-  }
-  return ids;
-}
-
 std::vector<int64_t> from_json(const std::string& line,
                                const std::optional<Tokenizer>& tokenizer,
                                const std::string& where) {
@@ -46,13 +34,49 @@ std::vector<int64_t> from_json(const std::string& line,
         "got {}",
         where,
         printable(line.substr(0, 60)));
-  if (record.is_array() || ids) {
-    return ids_of(ids ? record["ids"] : record, where);
-  }
-  return encode((text ? record["prompt"] : record).get<std::string>(), tokenizer, where);
+  return prompt_of(ids ? record["ids"] : text ? record["prompt"] : record, tokenizer, where);
 }
 
 }  // namespace
+
+std::vector<int64_t> prompt_of(const nlohmann::json& value,
+                               const std::optional<Tokenizer>& tokenizer,
+                               const std::string& where) {
+  if (value.is_string()) {
+    return encode(value.get<std::string>(), tokenizer, where);
+  }
+  check(value.is_array(),
+        "[prompts] {}: expected a text or a list of token ids, got {}",
+        where,
+        printable(value.dump()));
+  std::vector<int64_t> ids;
+  for (const auto& id : value) {
+    check(id.is_number_integer(),
+          "[prompts] {}: expected a list of token ids, got {}",
+          where,
+          printable(id.dump()));
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
+void for_each_line(const std::string& path,
+                   const std::function<void(const std::string&, const std::string&)>& act) {
+  const auto content = read_file(path);
+  size_t number = 0;
+  for (size_t start = 0; start < content.size();) {
+    const auto end = std::min(content.find('\n', start), content.size());
+    auto line = content.substr(start, end - start);
+    start = end + 1;
+    if (line.ends_with('\r')) {
+      line.pop_back();
+    }
+    const auto where = fmt::format("{} line {}", path, ++number);
+    check(!line.empty(), "[prompts] {}: expected a prompt, got an empty line", where);
+    act(line, where);
+  }
+  check(number > 0, "[prompts] {}: expected a prompt in each line, got an empty file", path);
+}
 
 void add_prompt_flags(CLI::App& command, PromptOptions& options) {
   add_text_flags(command, options.text);
@@ -75,54 +99,45 @@ std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
         "[prompts] expected one of -p, -f, --ids, --prompts and --prompts-jsonl, got {}",
         given);
   const auto& path = options.lines ? *options.lines : *options.jsonl;
-  const auto content = read_file(path);
   std::vector<std::vector<int64_t>> prompts;
-  for (size_t start = 0; start < content.size();) {
-    const auto end = std::min(content.find('\n', start), content.size());
-    auto line = content.substr(start, end - start);
-    start = end + 1;
-    if (line.ends_with('\r')) {
-      line.pop_back();
-    }
-    const auto where = fmt::format("{} line {}", path, prompts.size() + 1);
-    check(!line.empty(), "[prompts] {}: expected a prompt, got an empty line", where);
+  for_each_line(path, [&](const std::string& line, const std::string& where) {
     prompts.push_back(options.lines ? encode(line, tokenizer, where)
                                     : from_json(line, tokenizer, where));
-  }
-  check(!prompts.empty(), "[prompts] {}: expected a prompt in each line, got an empty file", path);
+  });
   return prompts;
 }
 
-void add_token_flags(CLI::App& command, TokenOptions& options) {
+void add_token_flags(CLI::App& command, TokenOptions& options, const std::string& help) {
   command.add_option_function<std::string>(
-      "--tokens",
-      [&options](const std::string& value) { options.texts = value; },
-      "' Paris, Rome': one token or two, of which the logit or its difference is shown; the space "
-      "belongs to the token");
+      options.flag, [&options](const std::string& value) { options.texts = value; }, help);
   command.add_option_function<std::string>(
-      "--token-ids",
+      options.ids_flag,
       [&options](const std::string& value) { options.ids = value; },
       "the same by id: 9079,22138");
 }
 
 std::vector<int64_t> read_tokens(const TokenOptions& options,
                                  const std::optional<Tokenizer>& tokenizer) {
-  check(!options.texts || !options.ids, "[tokens] expected --tokens or --token-ids, got both");
+  check(!options.texts || !options.ids,
+        "[tokens] expected {} or {}, got both",
+        options.flag,
+        options.ids_flag);
   if (options.ids) {
     return parse_ids(*options.ids);
   }
   std::vector<int64_t> tokens;
   for (size_t start = 0; options.texts && start <= options.texts->size();) {
     check(tokenizer.has_value(),
-          "[tokens] this model has no tokenizer. Hint: --token-ids 9079,22138");
+          "[tokens] this model has no tokenizer. Hint: {} 9079,22138",
+          options.ids_flag);
     const auto end = std::min(options.texts->find(',', start), options.texts->size());
     const auto text = options.texts->substr(start, end - start);
     const auto ids = tokenizer->encode(text, {.add_bos = false});
     check(ids.size() == 1,
-          "[tokens] \"{}\": expected one token, got {}. Hint: with the space before it, or "
-          "--token-ids",
+          "[tokens] \"{}\": expected one token, got {}. Hint: with the space before it, or {}",
           printable(text),
-          ids.size());
+          ids.size(),
+          options.ids_flag);
     tokens.push_back(ids[0]);
     start = end + 1;
   }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,15 +27,32 @@ void add_prompt_flags(CLI::App& command, PromptOptions& options);
 std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
                                                const std::optional<Tokenizer>& tokenizer);
 
+/// The token ids of a JSON value: a text, or a list of ids.
+/// Throws: Error naming `where` for anything else, or for a text where there is no tokenizer.
+std::vector<int64_t> prompt_of(const nlohmann::json& value,
+                               const std::optional<Tokenizer>& tokenizer,
+                               const std::string& where);
+
+/// Calls act(line, "FILE line 3") for each line of a file.
+/// Throws: Error naming file and line for an empty one, and for an empty file.
+void for_each_line(const std::string& path,
+                   const std::function<void(const std::string&, const std::string&)>& act);
+
 /// Tokens that a command is about.
 struct TokenOptions {
   std::optional<std::string> texts = {};  // " Paris, Rome": one token each
   std::optional<std::string> ids = {};
+  std::string flag = "--tokens";  // what they are called on the command line
+  std::string ids_flag = "--token-ids";
 
   bool given() const { return texts || ids; }
 };
 
-void add_token_flags(CLI::App& command, TokenOptions& options);
+void add_token_flags(CLI::App& command,
+                     TokenOptions& options,
+                     const std::string& help =
+                         "' Paris, Rome': one token or two, of which the logit or its difference "
+                         "is shown; the space belongs to the token");
 
 /// Their ids; none where the flags were not given.
 /// Throws: Error naming a text that is not one token, and as parse_ids.

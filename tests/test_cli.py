@@ -79,11 +79,14 @@ class CliTest(unittest.TestCase):
         self.assertEqual(sorted(value), sorted(names.split()))
 
 
+COMMANDS = """generate chat tokenize detokenize logits perplexity info convert quantize trace bench
+    parity capture patch lens attention attribute saliency steer sae""".split()
+
+
 class Usage(CliTest):
     def test_help_lists_every_command(self):
         shown = gemma("--help").stdout
-        for command in """generate chat tokenize detokenize logits perplexity info convert bench
-                parity capture patch lens attention attribute saliency""".split():
+        for command in COMMANDS:
             self.assertIn(f"  {command} ", shown)
 
     def test_help_of_a_command_shows_defaults(self):
@@ -99,9 +102,7 @@ class Usage(CliTest):
         self.assertIn("--nonsense", error("generate", "--nonsense", code=2))
         self.assertIn("[usage]", error("generate", "-n", "many", code=2))
         self.assertIn("[usage]", error("frobnicate", code=2))
-        commands = """chat tokenize detokenize logits perplexity info convert quantize trace bench parity
-            capture patch lens attention attribute saliency"""
-        for command in commands.split():
+        for command in COMMANDS[1:]:
             self.assertIn("[usage]", error(command, "--nonsense", code=2))
 
     def test_a_missing_model_is_named(self):

@@ -113,7 +113,7 @@ TEST_CASE("a file cut short anywhere is refused", "[damaged]") {
              [](const std::string& bytes) { parse_tokenizer_model(bytes, "test"); });
   auto small = GgufWriter();  // the whole model has 50 kB: too many cuts
   small.strings("words", {"a", "b"});
-  small.floats("w", {8, 2});
+  floats(small, "w", {8, 2});
   check_cuts(small.bytes(),
              [](const std::string& bytes) { GgufFile(copy_bytes(bytes, "test")).dequantize("w"); });
 }

@@ -76,7 +76,7 @@ TEST_CASE("a large tensor is dequantised whole in float32 and bfloat16", "[gguf]
 
 TEST_CASE("shapes are torch's: rows first", "[gguf]") {
   GgufWriter writer;
-  writer.floats("w", {3, 2});
+  floats(writer, "w", {3, 2});
   const auto file = open(writer);
   const auto w = file.dequantize("w");
   REQUIRE(w.sizes() == at::IntArrayRef({2, 3}));
@@ -165,7 +165,7 @@ TEST_CASE("the config follows what larger models store", "[gguf]") {
   writer.f32("gemma3.rope.scaling.factor", 8);
   writer.f32("gemma3.rope.freq_base_swa", 5000);
   writer.array<uint8_t>("gemma3.attention.sliding_window_pattern", GgufWriter::kBool, {0});
-  writer.floats("output.weight", {32, 4});
+  floats(writer, "output.weight", {32, 4});
   const auto cfg = parse_config(gguf_config(open(writer)));
   CHECK(cfg.rope_scaling == 8.0);
   CHECK(cfg.rope_local_base == 5000.0);
@@ -180,7 +180,7 @@ TEST_CASE("another architecture and a missing key are named", "[gguf]") {
                     ContainsSubstring("general.architecture: expected gemma3, got llama"));
   GgufWriter bare;
   bare.string("general.architecture", "gemma3");
-  bare.floats("token_embd.weight", {32, 4});
+  floats(bare, "token_embd.weight", {32, 4});
   CHECK_THROWS_WITH(gguf_config(open(bare)),
                     ContainsSubstring("gemma3.context_length: key is missing"));
 }
@@ -196,14 +196,14 @@ TEST_CASE("weights get Hugging Face names, norms lose their one", "[gguf]") {
   CHECK(down.sizes() == at::IntArrayRef({32, 64}));
   CHECK(down[1][0].item<float>() == 64.0F);
   auto writer = tiny_gemma_gguf();
-  writer.floats("blk.0.attn_q.bias", {32});
+  floats(writer, "blk.0.attn_q.bias", {32});
   CHECK_THROWS_WITH(gguf_weights(open(writer)),
                     ContainsSubstring("blk.0.attn_q.bias: Gemma 3 has no such tensor"));
 }
 
 TEST_CASE("a norm weight is rounded after its one is taken off", "[gguf]") {
   GgufWriter writer;
-  writer.floats("output_norm.weight", {1}, /*first=*/1.001F);
+  floats(writer, "output_norm.weight", {1}, /*first=*/1.001F);
   const auto w = gguf_weights(open(writer)).at("model.norm.weight").item<float>();
   CHECK(w == Approx(0.001).epsilon(0.01));  // 1.001 in bfloat16 is 1
 }

@@ -343,10 +343,10 @@ std::vector<Damaged> damaged_gguf_models() {
        tokens("tokenizer.ggml.tokens", array(W::kI32, 4, std::string(16, '\0'))),
        "expected an array of strings"},
       {"stranger",
-       gguf([](W& file) { file.floats("rope_freqs.weight", {8}); }),
+       gguf([](W& file) { floats(file, "rope_freqs.weight", {8}); }),
        "rope_freqs.weight: Gemma 3 has no"},
       {"bad_layer_number",
-       gguf([](W& file) { file.floats("blk.-1.ffn_up.weight", {8}); }),
+       gguf([](W& file) { floats(file, "blk.-1.ffn_up.weight", {8}); }),
        "Gemma 3 has no"},
   };
 }

@@ -47,8 +47,8 @@ int main(int argc, char** argv) {
     GgufWriter small;  // all the metadata, few of the tensors
     small.values = whole.values;
     small.value_count = whole.value_count;
-    small.floats("token_embd.weight", {32, 4});
-    small.floats("output_norm.weight", {32});
+    floats(small, "token_embd.weight", {32, 4});
+    floats(small, "output_norm.weight", {32});
     write(folder / "gguf", small.bytes(), damaged_gguf_models());
     write(folder / "gguf", small.bytes(), damaged_gguf());
     write_block_types(folder / "gguf");
