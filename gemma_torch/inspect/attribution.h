@@ -17,8 +17,8 @@ struct AttributionTarget {
   bool less_mean = false;            // of one token: less the mean of all logits
 };
 
-/// What each part of the model adds to a logit. Axes: L layers, H heads, F neurons of a layer's MLP.
-/// float64 on the CPU.
+/// What each part of the model adds to a logit, float64 on the CPU.
+/// Axes: L layers, H heads, F neurons of a layer's MLP.
 struct Attribution {
   double value = 0;  // as the model's own head gives it
   double embed = 0;
@@ -37,10 +37,10 @@ struct Attribution {
 /// residual stream once the scales by which the norms after them divide (final_norm, and each
 /// block's post_attention_layernorm and post_feedforward_layernorm) are held at the values that
 /// they have in this run. Products and sums are float64, of values in the model's dtype: the
-/// residual stays near 1e-5 in float32, and reaches the rounding of the residual stream in bfloat16.
+/// residual stays near 1e-5 in float32, and is the rounding of the residual stream in bfloat16.
 /// Memory: the sites of one pass at one position, and 16,384 rows of the head in float64 (80 MiB)
 ///         where the mean of the logits is taken off.
-/// Throws: Error for no ids, another number of tokens, an id outside the vocabulary, a position that
+/// Throws: Error for no ids, another number of tokens, ids outside the vocabulary, a position that
 ///         is not there, two tokens and the mean; for a head without a weight.
 Attribution attribute_logit(Gemma3Model model,
                             const std::vector<int64_t>& ids,

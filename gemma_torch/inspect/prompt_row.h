@@ -17,7 +17,7 @@ at::Tensor prompt_row(const char* where, const std::vector<int64_t>& ids, Gemma3
 /// Throws: Error where there is none.
 int64_t checked_position(const char* where, int64_t position, int64_t T);
 
-/// Throws: Error unless all are ids of the vocabulary, at least `fewest` and at most `most` of them.
+/// Throws: Error unless there are so many, and all are ids of the vocabulary.
 void check_tokens(const char* where,
                   const std::vector<int64_t>& tokens,
                   std::pair<size_t, size_t> fewest_most,

@@ -33,7 +33,7 @@ struct EmbeddingGradient {
 /// Memory: what autograd keeps of a pass of B * T tokens (near 2.5 MB a token of the 270M model in
 ///         float32), and 32 rows of logits four times.
 /// Throws: Error for no ids, ids or tokens outside the vocabulary, another number of tokens, a
-///         position that is not there, a loss of fewer than two tokens, embeddings of another shape.
+///         position that is not there, a loss of one token, embeddings of another shape.
 EmbeddingGradient embedding_gradient(Gemma3Model model,
                                      const std::vector<int64_t>& ids,
                                      const SaliencyTarget& target,
