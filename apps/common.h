@@ -130,5 +130,6 @@ void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 void add_capture(CLI::App& app);
 void add_patch(CLI::App& app);
+void add_score(CLI::App& app);
 
 }  // namespace gemma_torch::apps

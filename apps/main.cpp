@@ -29,6 +29,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_parity,
     add_capture,
     add_patch,
+    add_score,
 };
 
 std::string one_line(std::string message) {

@@ -22,18 +22,6 @@ std::vector<int64_t> encode(const std::string& text,
   return tokenizer->encode(text);
 }
 
-std::vector<int64_t> ids_of(const nlohmann::json& list, const std::string& where) {
-  std::vector<int64_t> ids;
-  for (const auto& id : list) {
-    check(id.is_number_integer(),
-          "[prompts] {}: expected a list of token ids, got {}",
-          where,
-          printable(id.dump()));
-    ids.push_back(id.get<int64_t>());
-  }
-  return ids;
-}
-
 std::vector<int64_t> from_json(const std::string& line,
                                const std::optional<Tokenizer>& tokenizer,
                                const std::string& where) {
@@ -47,12 +35,42 @@ std::vector<int64_t> from_json(const std::string& line,
         where,
         printable(line.substr(0, 60)));
   if (record.is_array() || ids) {
-    return ids_of(ids ? record["ids"] : record, where);
+    return ids_from_json(ids ? record["ids"] : record, where);
   }
   return encode((text ? record["prompt"] : record).get<std::string>(), tokenizer, where);
 }
 
 }  // namespace
+
+std::vector<int64_t> ids_from_json(const nlohmann::json& list, const std::string& where) {
+  std::vector<int64_t> ids;
+  for (const auto& id : list) {
+    check(id.is_number_integer(),
+          "[prompts] {}: expected a list of token ids, got {}",
+          where,
+          printable(id.dump()));
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
+std::vector<Line> read_lines(const std::string& path, const std::string& what) {
+  const auto content = read_file(path);
+  std::vector<Line> lines;
+  for (size_t start = 0; start < content.size();) {
+    const auto end = std::min(content.find('\n', start), content.size());
+    auto text = content.substr(start, end - start);
+    start = end + 1;
+    if (text.ends_with('\r')) {
+      text.pop_back();
+    }
+    const auto where = fmt::format("{} line {}", path, lines.size() + 1);
+    check(!text.empty(), "[prompts] {}: expected {}, got an empty line", where, what);
+    lines.push_back({std::move(text), where});
+  }
+  check(!lines.empty(), "[prompts] {}: expected {} in each line, got an empty file", path, what);
+  return lines;
+}
 
 void add_prompt_flags(CLI::App& command, PromptOptions& options) {
   add_text_flags(command, options.text);
@@ -75,21 +93,11 @@ std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
         "[prompts] expected one of -p, -f, --ids, --prompts and --prompts-jsonl, got {}",
         given);
   const auto& path = options.lines ? *options.lines : *options.jsonl;
-  const auto content = read_file(path);
   std::vector<std::vector<int64_t>> prompts;
-  for (size_t start = 0; start < content.size();) {
-    const auto end = std::min(content.find('\n', start), content.size());
-    auto line = content.substr(start, end - start);
-    start = end + 1;
-    if (line.ends_with('\r')) {
-      line.pop_back();
-    }
-    const auto where = fmt::format("{} line {}", path, prompts.size() + 1);
-    check(!line.empty(), "[prompts] {}: expected a prompt, got an empty line", where);
+  for (const auto& [line, where] : read_lines(path, "a prompt")) {
     prompts.push_back(options.lines ? encode(line, tokenizer, where)
                                     : from_json(line, tokenizer, where));
   }
-  check(!prompts.empty(), "[prompts] {}: expected a prompt in each line, got an empty file", path);
   return prompts;
 }
 

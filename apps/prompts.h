@@ -25,6 +25,17 @@ void add_prompt_flags(CLI::App& command, PromptOptions& options);
 std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
                                                const std::optional<Tokenizer>& tokenizer);
 
+/// The lines of a file, each with the place that messages name ("FILE line 3"); \r before \n goes.
+/// Throws: Error for an empty line or file, naming it and what it lacks.
+struct Line {
+  std::string text = {};
+  std::string where = {};
+};
+std::vector<Line> read_lines(const std::string& path, const std::string& what);
+
+/// A JSON list of integers. Throws: Error naming the place.
+std::vector<int64_t> ids_from_json(const nlohmann::json& list, const std::string& where);
+
 /// Tokens that a command is about.
 struct TokenOptions {
   std::optional<std::string> texts = {};  // " Paris, Rome": one token each
