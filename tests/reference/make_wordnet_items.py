@@ -72,7 +72,7 @@ def main():
     )
     parser.add_argument("--wordnet", type=pathlib.Path, required=True, help="the package's dict")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     lines = [json.dumps(item) + "\n" for item in make_items(args.wordnet, args.count, args.seed)]
