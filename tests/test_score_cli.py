@@ -16,7 +16,7 @@ import unittest
 import test_cli as cli
 from test_cli import ABC, BOS, error, gemma, model, one_object
 
-SPACE, B, C, AB, SPACE_A, CD, TURN = 268, 270, 271, 277, 278, 280, 4  # support/vocabularies.h
+SPACE, D, SPACE_A, CD, TURN = 268, 272, 278, 280, 4  # support/vocabularies.h
 TASK_FIELDS = """model engine isa device dtype quant resumed seconds task n answered truncated
     dropped_tokens items"""
 ROW_FIELDS = "answer context_tokens dropped_tokens ids is_greedy logprob logprobs predicted"
@@ -43,6 +43,12 @@ class Score(cli.CliTest):
 
     def choices(self, rows, *more, name="text"):
         return one_object("score", *model(name), "--choices", self.file(rows), *more)
+
+    def close(self, a, b):
+        """The same log-probabilities; engines of other capacities sum in another order."""
+        self.assertEqual([len(row) for row in a], [len(row) for row in b])
+        for found, expected in zip(sum(a, []), sum(b, [])):
+            self.assertAlmostEqual(found, expected, places=4)
 
     def wrong(self, *more, name="text", code=1):
         return error("score", *model(name), *more, code=code)
@@ -97,7 +103,7 @@ class Choices(Score):
             ("abc ", "a", "", 2, [SPACE_A]),  # the space moves
             ("abc \n\u2003", "a", "", 2, None),
             ("a", "b", "", 2, []),  # one piece, ab: nothing is left
-            ("a", "bcd", "", 2, [CD]),  # abcd is ab cd
+            ("a", "bcd", "", 2, [D]),  # abcd is abc d
             ("", "abc", "", 1, [ABC]),
             ("", "abc", " ", 1, [SPACE, ABC]),
             ("  ", "abc", "", 1, None),
@@ -179,7 +185,7 @@ class Choices(Score):
         # <bos> and the last five
         ids = one_object("tokenize", *model("text"), "-p", rows[0]["context"])["ids"]
         ids = {"ids": [BOS, *ids[-5:]], "choices_ids": cut["items"][0]["ids"]}
-        self.assertEqual(self.choices([ids])["items"][0]["logprobs"], cut["items"][0]["logprobs"])
+        self.close(self.choices([ids])["items"][0]["logprobs"], cut["items"][0]["logprobs"])
         shown = gemma("score", *model("text"), "--choices", self.file(rows), "--max-tokens", 6)
         self.assertIn(f"1 of them cut: {length - 6} tokens left out", shown.stdout)
         long = self.file([{"context": "abc" * 300, "choices": ["cd"]}])
@@ -228,7 +234,7 @@ class Classify(Score):
             self.fields(item, ROW_FIELDS + " probabilities calibrated predicted_calibrated")
             self.assertEqual(item["answer"], {"a": 0, "b": 1, None: None}[label])
             choices = self.choices([{"context": f"c{text}d", "choices": ["a", "b"]}])["items"][0]
-            self.assertEqual(item["logprobs"], choices["logprobs"])
+            self.close(item["logprobs"], choices["logprobs"])
             self.assertAlmostEqual(sum(item["probabilities"]), 1)
             self.assertAlmostEqual(
                 math.log(item["probabilities"][0] / item["probabilities"][1]),
@@ -265,7 +271,7 @@ class Classify(Score):
         self.assertEqual([row["dropped_tokens"] for row in value["items"]], [17, 0, 12])
         same = self.classify(texts=[("cdcdcd", "a"), ("cd", "b"), ("b", "b")])
         for cut, whole in zip(value["items"], same["items"], strict=True):
-            self.assertEqual(cut["logprobs"], whole["logprobs"])
+            self.close(cut["logprobs"], whole["logprobs"])
 
     def test_the_table(self):
         rows = self.file([{"text": text, "label": label} for text, label in self.TEXTS])
@@ -374,7 +380,7 @@ class Results(Score):
         self.assertIn("[results] /nowhere/x: No such file", refused)
 
     def test_ctrl_c_keeps_what_is_done(self):
-        rows = [{"context": "abc" * 30, "choices": ["a", "b"] * 20, "answer": 0}] * 20_000
+        rows = [{"context": "abc" * 30, "choices": ["a", "b cd"], "answer": 0}] * 3000
         items = self.file(rows)
         command = [cli.GEMMA, "score", *map(str, model("text")), "--choices", items, "-o", self.out]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -384,7 +390,7 @@ class Results(Score):
         self.assertIn("another process is writing it", busy)
         run.send_signal(signal.SIGINT)
         shown = run.communicate(timeout=300)[1]
-        self.assertRegex(shown, r"^gemma: error: \[score\] stopped after \d+ of 20000 items. Hint: the")
+        self.assertRegex(shown, r"^gemma: error: \[score\] stopped after \d+ of 3000 items. Hint: the")
         done = int(shown.split("stopped after ")[1].split()[0])
         self.assertEqual(run.returncode, 1)
         self.assertEqual(self.out.read_bytes().count(b"\n"), done + 1)
