@@ -136,5 +136,6 @@ void add_attribute(CLI::App& app);
 void add_saliency(CLI::App& app);
 void add_steer(CLI::App& app);
 void add_sae(CLI::App& app);
+void add_score(CLI::App& app);
 
 }  // namespace gemma_torch::apps

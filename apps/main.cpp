@@ -35,6 +35,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_saliency,
     add_steer,
     add_sae,
+    add_score,
 };
 
 std::string one_line(std::string message) {
@@ -53,7 +54,7 @@ std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> words;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    if (word == "--prompt=" || word == "--ids=") {
+    if (word == "--prompt=" || word == "--ids=" || word == "--delimiter=") {
       words.push_back(word.substr(0, word.size() - 1));
       words.emplace_back();
     } else {

@@ -49,8 +49,12 @@ std::vector<int64_t> prompt_of(const nlohmann::json& value,
         "[prompts] {}: expected a text or a list of token ids, got {}",
         where,
         printable(value.dump()));
+  return ids_from_json(value, where);
+}
+
+std::vector<int64_t> ids_from_json(const nlohmann::json& list, const std::string& where) {
   std::vector<int64_t> ids;
-  for (const auto& id : value) {
+  for (const auto& id : list) {
     check(id.is_number_integer(),
           "[prompts] {}: expected a list of token ids, got {}",
           where,
@@ -60,22 +64,22 @@ std::vector<int64_t> prompt_of(const nlohmann::json& value,
   return ids;
 }
 
-void for_each_line(const std::string& path,
-                   const std::function<void(const std::string&, const std::string&)>& act) {
+std::vector<Line> read_lines(const std::string& path, const std::string& what) {
   const auto content = read_file(path);
-  size_t number = 0;
+  std::vector<Line> lines;
   for (size_t start = 0; start < content.size();) {
     const auto end = std::min(content.find('\n', start), content.size());
-    auto line = content.substr(start, end - start);
+    auto text = content.substr(start, end - start);
     start = end + 1;
-    if (line.ends_with('\r')) {
-      line.pop_back();
+    if (text.ends_with('\r')) {
+      text.pop_back();
     }
-    const auto where = fmt::format("{} line {}", path, ++number);
-    check(!line.empty(), "[prompts] {}: expected a prompt, got an empty line", where);
-    act(line, where);
+    const auto where = fmt::format("{} line {}", path, lines.size() + 1);
+    check(!text.empty(), "[prompts] {}: expected {}, got an empty line", where, what);
+    lines.push_back({std::move(text), where});
   }
-  check(number > 0, "[prompts] {}: expected a prompt in each line, got an empty file", path);
+  check(!lines.empty(), "[prompts] {}: expected {} in each line, got an empty file", path, what);
+  return lines;
 }
 
 void add_prompt_flags(CLI::App& command, PromptOptions& options) {
@@ -100,10 +104,10 @@ std::vector<std::vector<int64_t>> read_prompts(const PromptOptions& options,
         given);
   const auto& path = options.lines ? *options.lines : *options.jsonl;
   std::vector<std::vector<int64_t>> prompts;
-  for_each_line(path, [&](const std::string& line, const std::string& where) {
+  for (const auto& [line, where] : read_lines(path, "a prompt")) {
     prompts.push_back(options.lines ? encode(line, tokenizer, where)
                                     : from_json(line, tokenizer, where));
-  });
+  }
   return prompts;
 }
 

@@ -33,10 +33,16 @@ std::vector<int64_t> prompt_of(const nlohmann::json& value,
                                const std::optional<Tokenizer>& tokenizer,
                                const std::string& where);
 
-/// Calls act(line, "FILE line 3") for each line of a file.
-/// Throws: Error naming file and line for an empty one, and for an empty file.
-void for_each_line(const std::string& path,
-                   const std::function<void(const std::string&, const std::string&)>& act);
+/// The lines of a file, each with the place that messages name ("FILE line 3"); \r before \n goes.
+/// Throws: Error for an empty line or file, naming it and what it lacks.
+struct Line {
+  std::string text = {};
+  std::string where = {};
+};
+std::vector<Line> read_lines(const std::string& path, const std::string& what);
+
+/// A JSON list of integers. Throws: Error naming the place.
+std::vector<int64_t> ids_from_json(const nlohmann::json& list, const std::string& where);
 
 /// Tokens that a command is about.
 struct TokenOptions {

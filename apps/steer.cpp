@@ -60,9 +60,9 @@ PromptPair pair_of(const std::string& line,
 std::vector<PromptPair> read_pairs(const std::string& path,
                                    const std::optional<Tokenizer>& tokenizer) {
   std::vector<PromptPair> pairs;
-  for_each_line(path, [&](const std::string& line, const std::string& where) {
+  for (const auto& [line, where] : read_lines(path, "a pair")) {
     pairs.push_back(pair_of(line, where, tokenizer));
-  });
+  }
   return pairs;
 }
 

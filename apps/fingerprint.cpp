@@ -1,0 +1,43 @@
+#include "fingerprint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace gemma_torch::apps {
+
+void Fingerprint::add(const void* data, size_t bytes) {
+  const auto* at = static_cast<const unsigned char*>(data);
+  for (size_t i = 0; i < bytes; ++i) {
+    state_ = (state_ ^ at[i]) * 0x100000001b3U;
+  }
+}
+
+void Fingerprint::add(const std::vector<int64_t>& numbers) {
+  add(static_cast<int64_t>(numbers.size()));
+  add(numbers.data(), numbers.size() * sizeof(int64_t));
+}
+
+std::string Fingerprint::hex() const {
+  return fmt::format("{:016x}", state_);
+}
+
+std::string fingerprint(const Gemma3Model& model) {
+  Fingerprint result;
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+    result.add(name);
+    result.add(tensor.sizes().vec());
+    const auto count = std::min<int64_t>(tensor.numel(), 2048);
+    const auto first = tensor.detach().flatten().narrow(/*dim=*/0, 0, count).to(at::kCPU);
+    result.add(first.const_data_ptr(), first.nbytes());
+  };
+  for (const auto& item : model->named_parameters()) {
+    add(item.key(), item.value());
+  }
+  for (const auto& item : model->named_buffers()) {
+    add(item.key(), item.value());
+  }
+  return result.hex();
+}
+
+}  // namespace gemma_torch::apps
