@@ -130,5 +130,8 @@ void add_bench(CLI::App& app);
 void add_parity(CLI::App& app);
 void add_capture(CLI::App& app);
 void add_patch(CLI::App& app);
+void add_kl(CLI::App& app);
+void add_surprisal(CLI::App& app);
+void add_embed(CLI::App& app);
 
 }  // namespace gemma_torch::apps

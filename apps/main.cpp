@@ -29,6 +29,9 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_parity,
     add_capture,
     add_patch,
+    add_kl,
+    add_surprisal,
+    add_embed,
 };
 
 std::string one_line(std::string message) {

@@ -83,7 +83,7 @@ class Usage(CliTest):
     def test_help_lists_every_command(self):
         shown = gemma("--help").stdout
         for command in """generate chat tokenize detokenize logits perplexity info convert bench
-                parity capture patch""".split():
+                parity capture patch kl surprisal embed""".split():
             self.assertIn(f"  {command} ", shown)
 
     def test_help_of_a_command_shows_defaults(self):
@@ -99,7 +99,7 @@ class Usage(CliTest):
         self.assertIn("--nonsense", error("generate", "--nonsense", code=2))
         self.assertIn("[usage]", error("generate", "-n", "many", code=2))
         self.assertIn("[usage]", error("frobnicate", code=2))
-        commands = "chat tokenize detokenize logits perplexity info convert quantize trace bench parity capture patch"
+        commands = "chat tokenize detokenize logits perplexity info convert quantize trace bench parity capture patch kl surprisal embed"
         for command in commands.split():
             self.assertIn("[usage]", error(command, "--nonsense", code=2))
 
