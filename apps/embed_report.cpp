@@ -79,7 +79,8 @@ std::string axes_html(const Embedded& found) {
                   .y_title = fmt::format("axis 2: {:.1f} %", 100 * shares[1]),
                   .points = {}};
   for (size_t n = 0; n < found.labels.size(); ++n) {
-    scatter.points.push_back({places[2 * n], places[2 * n + 1], numbered(found, n, kLabel)});
+    scatter.points.push_back(
+        {places[2 * n], places[2 * n + 1], numbered(found, n, kLabel), std::to_string(n)});
   }
   return scatter_html(scatter);
 }
@@ -89,7 +90,7 @@ std::string nearest_html(const Embedded& found, const std::optional<Tokenizer>& 
       "<section><h2>Nearest rows of the embedding table</h2>"
       "<p class=\"note\">Tokens and the cosine of their rows with each vector.</p>";
   for (size_t n = 0; n < found.labels.size(); ++n) {
-    out += fmt::format("<p>{}:", escape_html(numbered(found, n, kLabel)));
+    out += fmt::format("<p>{}", escape_html(numbered(found, n, kLabel)));
     for (const auto& [id, similarity] : neighbours_of(*found.nearest, static_cast<int64_t>(n))) {
       out += fmt::format(
           " <code>{}</code> {:.3f}", escape_html(token_label(id, tokenizer)), similarity);
@@ -118,7 +119,7 @@ std::string embedded_text(const Embedded& found, const std::optional<Tokenizer>&
     text += fmt::format("  {}\n", numbered(found, static_cast<size_t>(row), kLabel));
   }
   for (int64_t row = 0; found.nearest && row < count; ++row) {
-    text += numbered(found, static_cast<size_t>(row), kLabel) + ":\n";
+    text += numbered(found, static_cast<size_t>(row), kLabel) + "\n";
     for (const auto& [id, similarity] : neighbours_of(*found.nearest, row)) {
       text += fmt::format("{:>8.4f} {:>8}  {}\n", similarity, id, token_label(id, tokenizer));
     }

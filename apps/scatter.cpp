@@ -106,8 +106,18 @@ class Labels {
     taken_.push_back({x - kRadius, y - kRadius, x + kRadius, y + kRadius});
   }
 
-  // The <text> of a label, "" where there is no room.
-  std::string place(double x, double y, const std::string& label) {
+  // The <text> of a label or the short one, "" where there is no room for either.
+  std::string place(double x, double y, const Scatter::Point& point) {
+    auto text = try_place(x, y, point.label);
+    text = text.empty() && !point.short_label.empty() ? try_place(x, y, point.short_label) : text;
+    left_out_ += text.empty() ? 1 : 0;
+    return text;
+  }
+
+  int left_out() const { return left_out_; }
+
+ private:
+  std::string try_place(double x, double y, const std::string& label) {
     const auto shown = shortened(label, kLabel);
     const auto width = kLetter * static_cast<double>(characters(shown));
     constexpr double kGap = kRadius + 3;
@@ -124,13 +134,9 @@ class Labels {
                            escape_html(shown));
       }
     }
-    ++left_out_;
     return "";
   }
 
-  int left_out() const { return left_out_; }
-
- private:
   bool is_free(const Box& box) const {
     const bool inside = box.left >= kLeft && box.right <= kLeft + kWidth && box.top >= kTop &&
                         box.bottom <= kTop + kHeight;
@@ -151,7 +157,7 @@ std::string scatter_html(const Scatter& scatter) {
   if (!scatter.points.empty()) {
     const Projection at(scatter.points);
     picture = ticks(at);
-    for (const auto& [x, y, label] : scatter.points) {
+    for (const auto& [x, y, label, _] : scatter.points) {
       labels.add_point(at.x(x), at.y(y));
       picture += fmt::format(
           R"(<circle fill="#2166ac" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}: {:.4f}, {:.4f}</title></circle>)",
@@ -162,8 +168,8 @@ std::string scatter_html(const Scatter& scatter) {
           x,
           y);
     }
-    for (const auto& [x, y, label] : scatter.points) {
-      texts += labels.place(at.x(x), at.y(y), label);
+    for (const auto& point : scatter.points) {
+      texts += labels.place(at.x(point.x), at.y(point.y), point);
     }
   }
   auto note = scatter.note;

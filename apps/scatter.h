@@ -10,6 +10,7 @@ struct Scatter {
   struct Point {
     double x = 0, y = 0;
     std::string label = {};
+    std::string short_label = {};  // where there is no room for the label
   };
   std::string title = {};
   std::string note = {};  // below the title
@@ -18,8 +19,8 @@ struct Scatter {
 };
 
 /// A <section> with one SVG, no script. Labels stand where they cover no point and no other label;
-/// those without such a place are left out and, as all are, shown under the pointer, and the note
-/// says how many. Style: what `html_page` holds.
+/// where there is no such place the short label is tried. All are shown under the pointer; the note
+/// says how many are nowhere else. Style: what `html_page` holds.
 std::string scatter_html(const Scatter& scatter);
 
 }  // namespace gemma_torch::apps

@@ -182,7 +182,7 @@ TEST_CASE("an npy file has NumPy's header, then the numbers", "[npy]") {
   std::memcpy(values, bytes.data() + 10 + length, sizeof(values));
   CHECK(std::vector<float>(values, values + 6) == std::vector<float>{0, 3, 1, 4, 2, 5});
   save_npy(folder / "y", at::zeros({4}, at::kLong));
-  CHECK(read_file(folder / "y").find("'descr': '<i8', 'fortran_order': False, 'shape': (4,), }") ==
+  CHECK(read_file(folder / "y").find("{'descr': '<i8', 'fortran_order': False, 'shape': (4,), }") ==
         10);
   CHECK_THAT(error_of([&] { save_npy(folder / "z", x.to(at::kBFloat16)); }),
              Catch::Contains("BFloat16 has no NumPy form"));

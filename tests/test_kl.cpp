@@ -81,6 +81,16 @@ TEST_CASE("a later sliding window sees half a window of context and BOS", "[wind
   check_window(8, 15, 12, true);
 }
 
+TEST_CASE("probabilities of a large vocabulary sum to 1", "[divergence]") {
+  torch::manual_seed(4);
+  auto logits = at::randn({3, 262'144}) * 2;
+  logits.select(1, 0).fill_(16);  // beside which float32 sums lose all others one by one
+  const auto log_p = log_normalized(logits);
+  CHECK((log_p.to(at::kDouble).exp().sum(-1) - 1).abs().max().item<double>() < 5e-7);
+  const auto few = at::tensor({1.0, 2.0, 3.0}).to(at::kFloat).view({1, 3});
+  CHECK(log_normalized(few).allclose(few.log_softmax(-1)));
+}
+
 TEST_CASE("KL of two known distributions", "[divergence]") {
   const auto p = at::tensor({0.5, 0.25, 0.25, 0.1, 0.2, 0.7}).view({2, 3}).to(at::kFloat).log();
   const auto q = at::tensor({0.25, 0.5, 0.25, 0.2, 0.1, 0.7}).view({2, 3}).to(at::kFloat).log();
@@ -148,7 +158,10 @@ TEST_CASE("saved distributions are read back to what their codes allow", "[kl]")
     CHECK((log_p.exp().sum(-1) - 1).abs().max().item<double>() < 1e-5);
     if (chunk == 0) {
       const auto want = log_p_of(model, ids).narrow(0, 0, P);
-      const auto loss = want.neg().sqrt() / 8192 + 1e-5;  // half a step, and float32's rounding
+      const auto half = want.neg().sqrt() / 8192;  // of a step
+      const auto shift =
+          (want.exp() * half).sum(-1, /*keepdim=*/true);  // of a row made to sum to 1
+      const auto loss = half + shift + 1e-5;              // and float32's rounding
       CHECK(((log_p - want).abs() - loss).max().item<double>() < 0);
     }
     for (size_t i = 0; i < scores.size(); ++i) {

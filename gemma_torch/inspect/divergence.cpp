@@ -69,9 +69,14 @@ int64_t count_positions(const std::vector<std::vector<int64_t>>& texts) {
 
 }  // namespace
 
+at::Tensor log_normalized(const at::Tensor& logits) {
+  auto log_p = logits - logits.amax(/*dim=*/-1, /*keepdim=*/true);
+  const auto total = log_p.exp().sum(/*dim=*/-1, /*keepdim=*/true, at::kDouble);
+  return log_p.sub_(total.log().to(at::kFloat));
+}
+
 at::Tensor log_probabilities(Engine& engine) {
-  const auto logits = engine.logits(Rows::kAll).squeeze(/*dim=*/0);
-  const auto log_p = logits.to(at::kCPU).log_softmax(/*dim=*/-1);
+  const auto log_p = log_normalized(engine.logits(Rows::kAll).squeeze(/*dim=*/0).to(at::kCPU));
   // One logit that is no number makes its whole row so.
   check(!log_p.select(/*dim=*/1, 0).isnan().any().item<bool>(),
         "[divergence] logits: expected numbers, got NaN");

@@ -45,7 +45,7 @@ struct Divergence {
 inline constexpr int64_t kDivergenceRows = 32;
 
 /// Of each of n positions: `log_p` and `log_q` (n, V) float32 on the CPU, `next` (n) int64 the token
-/// that follows. Takes (n, V) numbers twice besides.
+/// that follows. Takes (n, V) numbers four times besides.
 std::vector<PositionDivergence> diverge(const at::Tensor& log_p,
                                         const at::Tensor& log_q,
                                         const at::Tensor& next);
@@ -53,12 +53,17 @@ std::vector<PositionDivergence> diverge(const at::Tensor& log_p,
 /// Throws: Error if there are no positions.
 Divergence summarize(const std::vector<PositionDivergence>& positions);
 
+/// ln of the probabilities that logits (n, V) float32 on the CPU stand for. The sum over the
+/// vocabulary is in double: in float32, as log_softmax has it, 262,144 terms lose 2 parts in 100,000,
+/// and every ln p is off by that, more than the KL that is looked for.
+at::Tensor log_normalized(const at::Tensor& logits);
+
 /// ln of the probabilities after each token of the engine's last append, (T, V) float32 on the CPU.
 /// Throws: Error where they are no numbers.
 at::Tensor log_probabilities(Engine& engine);
 
 /// Each text is read from its first token on; the positions are all but its last. Holds (32, V)
-/// numbers about six times.
+/// numbers about seven times.
 /// Throws: Error if a text has fewer than two tokens or does not fit an engine, or an engine has another batch than 1.
 Divergence compare_distributions(Engine& reference,
                                  Engine& other,

@@ -22,8 +22,7 @@ at::Tensor encode(at::Tensor log_p) {  // whose values are overwritten
 }
 
 at::Tensor decode(const at::Tensor& codes) {
-  const auto log_p = codes.to(at::kFloat).div_(kCodes).square_().neg_();
-  return log_p.sub_(log_p.logsumexp(/*dim=*/-1, /*keepdim=*/true));
+  return log_normalized(codes.to(at::kFloat).div_(kCodes).square_().neg_());
 }
 
 std::vector<int64_t> list_of(const at::Tensor& ids) {

@@ -17,7 +17,7 @@ struct TokenSurprisal {
 };
 
 /// Of the tokens of a text that `options` says (its `step` apart, which is 32), as run_windows cuts
-/// it. Holds (32, V) numbers about three times, 100 MB of Gemma's.
+/// it. Holds (32, V) numbers about five times, 170 MB of Gemma's.
 /// Throws: as run_windows; Error for logits that are no numbers.
 std::vector<TokenSurprisal> surprisals(Engine& engine,
                                        const std::vector<int64_t>& ids,

@@ -34,8 +34,8 @@ int64_t window_tokens(int64_t length, const WindowOptions& options);
 /// Runs the windows of a text through the engine. `visit(first, count)` is called when the engine's
 /// last append was of `count` tokens (at most `step`), after which come the tokens first ..
 /// first + count - 1 of the text, to be scored with engine.log_prob() or engine.logits().
-/// Throws: as scored_tokens; Error if the engine has another batch than 1 or cannot hold a window;
-/// before any work.
+/// Throws: as scored_tokens; Error for an id outside the vocabulary, or if the engine has another
+/// batch than 1 or cannot hold a window; before any work.
 void run_windows(Engine& engine,
                  const std::vector<int64_t>& ids,
                  const WindowOptions& options,
