@@ -137,5 +137,8 @@ void add_saliency(CLI::App& app);
 void add_steer(CLI::App& app);
 void add_sae(CLI::App& app);
 void add_score(CLI::App& app);
+void add_kl(CLI::App& app);
+void add_surprisal(CLI::App& app);
+void add_embed(CLI::App& app);
 
 }  // namespace gemma_torch::apps

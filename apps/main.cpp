@@ -36,6 +36,9 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_steer,
     add_sae,
     add_score,
+    add_kl,
+    add_surprisal,
+    add_embed,
 };
 
 std::string one_line(std::string message) {

@@ -2,17 +2,14 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "common.h"
 #include "gemma_torch/base/error.h"
+#include "window_flags.h"
 
 namespace gemma_torch::apps {
 namespace {
-
-// What a model without a tokenizer leaves unsaid: <bos> of every Gemma 3.
-constexpr int64_t kBos = 2;
 
 struct PerplexityFlags {
   ModelOptions model;
@@ -37,16 +34,14 @@ nlohmann::json to_json(const std::vector<TokenScore>& scores,
 void run_perplexity(const PerplexityFlags& flags) {
   const auto loaded = load(flags.model);
   const auto ids = read_ids(flags.text, loaded.tokenizer);
-  const auto length = static_cast<int64_t>(ids.size());
-  const auto needed = flags.chunk > 0 ? std::min(flags.chunk, length) : length;
-  const auto engine = make_engine(loaded, flags.model, needed);
   Progress progress("tokens");
-  const auto scores = score_tokens(
-      *engine,
-      ids,
-      {.chunk = flags.chunk,
-       .bos_id = loaded.tokenizer ? loaded.tokenizer->bos_id() : kBos,
-       .on_progress = [&](int64_t done, int64_t total) { progress.show(done, total); }});
+  const WindowOptions windows{
+      .chunk = flags.chunk,
+      .bos_id = bos_id(loaded.tokenizer),
+      .on_progress = [&](int64_t done, int64_t total) { progress.show(done, total); }};
+  const auto needed = window_tokens(static_cast<int64_t>(ids.size()), windows);
+  const auto engine = make_engine(loaded, flags.model, needed);
+  const auto scores = score_tokens(*engine, ids, windows);
   const double nll = mean_nll(scores);
   auto per_token = flags.per_token ? to_json(scores, loaded.tokenizer) : nlohmann::json();
   if (flags.json) {
@@ -74,12 +69,7 @@ void add_perplexity(CLI::App& app) {
   auto flags = std::make_shared<PerplexityFlags>();
   add_model_flags(*command, flags->model);
   add_text_flags(*command, flags->text);
-  command
-      ->add_option("-c,--chunk",
-                   flags->chunk,
-                   "tokens of a window, its second half scored as llama-perplexity does; 0: the "
-                   "whole text as one sequence")
-      ->capture_default_str();
+  add_chunk_flag(*command, flags->chunk);
   command->add_flag("--per-token", flags->per_token, "the score of each token too");
   command->add_flag("--json", flags->json, "one JSON object on standard output");
   command->callback([flags] { run_perplexity(*flags); });

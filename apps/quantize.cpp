@@ -103,10 +103,10 @@ nlohmann::json measure(const Pretrained& original, const Pretrained& rounded, co
         check_interrupt();
       });
   return {{"positions", found.positions},
-          {"kl", found.mean_kl},
-          {"same_top", found.same_top},
-          {"perplexity", std::exp(found.other_nll)},
-          {"perplexity_before", std::exp(found.reference_nll)},
+          {"kl", found.kl.mean.value},
+          {"same_top", found.same_top.value},
+          {"perplexity", std::exp(found.other_nll.value)},
+          {"perplexity_before", std::exp(found.reference_nll.value)},
           {"bytes_per_token", other->report(0).bytes_per_token},
           {"bytes_per_token_before", reference->report(0).bytes_per_token}};
 }

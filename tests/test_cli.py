@@ -80,7 +80,7 @@ class CliTest(unittest.TestCase):
 
 
 COMMANDS = """generate chat tokenize detokenize logits perplexity info convert quantize trace bench
-    parity capture patch lens attention attribute saliency steer sae score""".split()
+    parity capture patch lens attention attribute saliency steer sae score kl surprisal embed""".split()
 
 
 class Usage(CliTest):

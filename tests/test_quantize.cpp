@@ -137,18 +137,18 @@ TEST_CASE("fewer bits are further from the original", "[quantize]") {
   for (const auto& recipe : recipes()) {
     const auto other = make_engine(quantized(recipe.name), {.capacity = 64});
     const auto found = compare_distributions(*original, *other, {ids}, {});
-    CAPTURE(recipe.name, found.mean_kl);
+    CAPTURE(recipe.name, found.kl.mean.value);
     CHECK(found.positions == 49);
-    CHECK(found.mean_kl > before);
-    CHECK(found.same_top <= 1);
-    before = found.mean_kl;
+    CHECK(found.kl.mean.value > before);
+    CHECK(found.same_top.value <= 1);
+    before = found.kl.mean.value;
   }
   CHECK(before < 1);
   const auto same = make_engine(small_models().rounded, {.capacity = 64});
   const auto none = compare_distributions(*original, *same, {ids}, {});
-  CHECK(std::abs(none.mean_kl) < 1e-6);
-  CHECK(none.same_top == 1);
-  CHECK(none.reference_nll == none.other_nll);
+  CHECK(std::abs(none.kl.mean.value) < 1e-6);
+  CHECK(none.same_top.value == 1);
+  CHECK(none.reference_nll.value == none.other_nll.value);
 }
 
 TEST_CASE("compensation for the inputs seen makes the product's error smaller", "[quantize]") {

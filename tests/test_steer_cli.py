@@ -92,7 +92,7 @@ class Make(SteerTest):
         good = json.dumps({"positive": [2, 5], "negative": [2, 6]})
         for text, why in (
             ('{"positive": [2]}', 'p line 1: expected an object with "positive"'),
-            (good + "\n\n", "p line 2: expected a prompt, got an empty"),
+            (good + "\n\n", "p line 2: expected a pair, got an empty"),
             ('{"positive": 5, "negative": [2]}', "a text or a list of token ids, got 5"),
             ('{"positive": [null], "negative": [2]}', "a list of token ids, got null"),
             ('{"positive": "a", "negative": "b"}', "no tokenizer"),
