@@ -15,30 +15,10 @@ namespace {
 using namespace gemma_torch::apps;
 
 constexpr void (*kCommands[])(CLI::App&) = {
-    add_generate,
-    add_chat,
-    add_tokenize,
-    add_detokenize,
-    add_logits,
-    add_perplexity,
-    add_info,
-    add_convert,
-    add_quantize,
-    add_trace,
-    add_bench,
-    add_parity,
-    add_capture,
-    add_patch,
-    add_lens,
-    add_attention,
-    add_attribute,
-    add_saliency,
-    add_steer,
-    add_sae,
-    add_score,
-    add_kl,
-    add_surprisal,
-    add_embed,
+    add_generate, add_chat,    add_tokenize, add_detokenize, add_logits,    add_perplexity,
+    add_info,     add_convert, add_quantize, add_trace,      add_bench,     add_parity,
+    add_capture,  add_patch,   add_lens,     add_attention,  add_attribute, add_saliency,
+    add_steer,    add_sae,     add_score,    add_kl,         add_surprisal, add_embed,
 };
 
 std::string one_line(std::string message) {
