@@ -138,7 +138,7 @@ TEST_CASE("a lens tells how far it is, can be stopped, and refuses what it canno
 
 TEST_CASE("attention maps are the patterns, and their means", "[attention]") {
   const auto model = small_models().wide;
-  const auto maps = attention_maps(model, some_ids(), {.layers = {2, 0}, .heads = {3, 1, 3}});
+  const auto maps = attention_maps(model, some_ids(), {.layers = {2, 0}, .heads = {3, 1, 3}, .from = -2});
   REQUIRE(maps.size() == 4);
   const std::pair<int64_t, int64_t> places[] = {{0, 1}, {0, 3}, {2, 1}, {2, 3}};
   for (size_t i = 0; i < 4; ++i) {
@@ -148,6 +148,7 @@ TEST_CASE("attention maps are the patterns, and their means", "[attention]") {
     const SiteAt site{Site::kPattern, layer};
     const auto pattern = site_values(model, as_row(some_ids()), {site}).at(site.name())[0][head];
     CHECK(maps[i].pixels.equal(pattern));
+    CHECK(maps[i].weights.equal(pattern[kT - 2]));
     double first = 0, previous = 0, self = 0, entropy = 0;
     for (int64_t t = 1; t < kT; ++t) {
       const auto row = pattern[t].to(at::kDouble);
@@ -162,7 +163,9 @@ TEST_CASE("attention maps are the patterns, and their means", "[attention]") {
     CHECK(maps[i].to_self == Approx(self));
     CHECK(maps[i].entropy == Approx(entropy));
   }
-  CHECK(attention_maps(model, some_ids()).size() == 16);
+  const auto all = attention_maps(model, some_ids());
+  CHECK(all.size() == 16);
+  CHECK_FALSE(all[0].weights.defined());
 }
 
 TEST_CASE("of many tokens a pixel is the largest weight", "[attention]") {
@@ -184,4 +187,5 @@ TEST_CASE("of many tokens a pixel is the largest weight", "[attention]") {
   CHECK_THAT(error({5, 6}, {.layers = {4}}), Catch::Contains("layers: expected 0 to 3, got 4"));
   CHECK_THAT(error({5, 6}, {.heads = {-1}}), Catch::Contains("heads: expected 0 to 3, got -1"));
   CHECK_THAT(error({5, 6}, {.max_pixels = 0}), Catch::Contains("max_pixels"));
+  CHECK_THAT(error({5, 6}, {.from = 2}), Catch::Contains("position: expected -2 to 1, got 2"));
 }

@@ -163,6 +163,18 @@ class Attention(ExplainTest):
         shown = gemma("attention", *model("ids"), "--ids", PROMPT_IDS, "--heads", 1).stdout
         self.assertRegex(shown, r"\n +0 +1 +0\.\d{3} +0\.\d{3} +0\.\d{3} +\d\.\d{3}\n +1 +1 ")
 
+    def test_from_a_position(self):
+        heads = self.run_ids("attention", "--from=-1")["heads"]
+        weights = heads[1]["weights"]
+        self.assertEqual(len(weights), TOKENS)
+        self.assertAlmostEqual(sum(weights), 1, places=5)
+        best = max(range(TOKENS), key=weights.__getitem__)
+        shown = gemma("attention", *model("ids"), "--ids", PROMPT_IDS, "--from=-1").stdout
+        token = PROMPT_IDS.split(",")[best]
+        self.assertIn(f"layer  0 head 1  {weights[best]:.3f} {token}, ", shown)
+        self.assertEqual(len(shown.splitlines()), 1 + LAYERS * HEADS)
+        self.assertIn("expected -", self.wrong("attention", "--from", str(TOKENS)))
+
     def test_page(self):
         page, found, svgs = self.page("attention", "--layers", 1)
         self.assertEqual(len(svgs), 1 + HEADS)

@@ -57,6 +57,8 @@ std::vector<AttentionMap> attention_maps(Gemma3Model model,
         options.max_pixels);
   const auto layers = chosen("layers", options.layers, model->cfg.n_layers);
   const auto heads = chosen("heads", options.heads, model->cfg.n_heads);
+  const auto from =
+      checked_position("attention", options.from.value_or(0), static_cast<int64_t>(ids.size()));
   const at::NoGradGuard no_grad;
   std::vector<AttentionMap> maps;
   const Probe probe = [&](const At& at, const at::Tensor& x) {
@@ -66,6 +68,7 @@ std::vector<AttentionMap> attention_maps(Gemma3Model model,
         maps.push_back(map_of(patterns[head], options.max_pixels));
         maps.back().layer = at.layer;
         maps.back().head = head;
+        maps.back().weights = options.from ? patterns[head][from].clone() : at::Tensor();
       }
     }
     return x;

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "gemma_torch/model/gemma3.h"
@@ -13,6 +14,8 @@ struct AttentionOptions {
   std::vector<int64_t> layers = {};  // empty: all
   std::vector<int64_t> heads = {};   // empty: all
   int64_t max_pixels = 256;          // sides of a map; of more tokens, several share a pixel
+  /// A position whose weights are kept whole; negative: from the end.
+  std::optional<int64_t> from = {};
 };
 
 /// Where one head looks. Means are over the positions after the first, whose only choice is itself.
@@ -25,12 +28,14 @@ struct AttentionMap {
   double to_previous = 0;  // on the one before
   double to_self = 0;
   double entropy = 0;  // mean, nats: 0 where all weight is on one position
+  at::Tensor weights =
+      {};  // (T) float32, from that one position; undefined where none was asked for
 };
 
 /// The patterns of the heads asked for, in the order of layers, in one run of ids without a cache.
 /// Memory: one layer's (H, T, T) at a time, and P * P numbers a map.
-/// Throws: Error for fewer than two ids, an id outside the vocabulary, a layer or head that is not
-///         there, max_pixels below 1.
+/// Throws: Error for fewer than two ids, an id outside the vocabulary, a layer, head or position
+///         that is not there, max_pixels below 1.
 std::vector<AttentionMap> attention_maps(Gemma3Model model,
                                          const std::vector<int64_t>& ids,
                                          const AttentionOptions& options = {});
