@@ -15,6 +15,7 @@
 #include <iostream>
 #include <iterator>
 
+#include "adapters.h"
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
@@ -92,6 +93,12 @@ void add_loading_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
   command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
       ->capture_default_str();
+  command
+      .add_option("--lora",
+                  options.lora,
+                  "adapter in PEFT's files, DIR or DIR=SCALE, may be repeated: attached to the "
+                  "modules with --engine eager, else merged into the weights")
+      ->allow_extra_args(false);
 }
 
 }  // namespace
@@ -183,7 +190,9 @@ Pretrained load(const ModelOptions& options) {
   // The fused engine packs the weights: it needs no copy of them besides.
   const bool copied = options.engine != "auto" && options.engine != "fused";
   how.mapped = !copied && how.device.is_cpu() && options.dtype != "float32";
-  return load_pretrained(model_path(options.model), how);
+  auto loaded = load_pretrained(model_path(options.model), how);
+  add_adapters(loaded.model, options.lora, /*merged=*/options.engine != "eager");
+  return loaded;
 }
 
 Pretrained load_modules(const char* command, ModelOptions options) {

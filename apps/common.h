@@ -16,7 +16,8 @@ namespace gemma_torch::apps {
 
 /// The flags that every command which runs a model has.
 struct ModelOptions {
-  std::string model = {};  // HF folder or .gguf; empty: the fetched one
+  std::string model = {};              // HF folder or .gguf; empty: the fetched one
+  std::vector<std::string> lora = {};  // adapters' folders, DIR or DIR=SCALE
   std::string device = "auto";
   std::string dtype = "auto";
   std::string engine = "auto";

@@ -31,7 +31,7 @@ ROOMS = {
 
 # Start of a third party's header -> files that may include it. The first match counts.
 THIRD_PARTIES = [
-    ("nlohmann/", r"gemma_torch/(model/config|pretrained|io/|text/|inspect/)|apps/"),
+    ("nlohmann/", r"gemma_torch/(model/config|pretrained|io/|text/|adapt/|inspect/)|apps/"),
     ("sentencepiece", r"gemma_torch/text/"),
     ("google/protobuf", r"gemma_torch/text/"),
     ("CLI/", r"apps/"),
