@@ -138,7 +138,8 @@ TEST_CASE("a lens tells how far it is, can be stopped, and refuses what it canno
 
 TEST_CASE("attention maps are the patterns, and their means", "[attention]") {
   const auto model = small_models().wide;
-  const auto maps = attention_maps(model, some_ids(), {.layers = {2, 0}, .heads = {3, 1, 3}, .from = -2});
+  const auto maps =
+      attention_maps(model, some_ids(), {.layers = {2, 0}, .heads = {3, 1, 3}, .from = -2});
   REQUIRE(maps.size() == 4);
   const std::pair<int64_t, int64_t> places[] = {{0, 1}, {0, 3}, {2, 1}, {2, 3}};
   for (size_t i = 0; i < 4; ++i) {
