@@ -115,7 +115,7 @@ void run_encode(const EncodeFlags& flags) {
 double nll_under(const Loaded& loaded,
                  const Probe& probe,
                  const std::vector<int64_t>& ids,
-                 const PerplexityOptions& options) {
+                 const WindowOptions& options) {
   const auto length = static_cast<int64_t>(ids.size());
   const auto needed = options.chunk > 0 ? std::min(options.chunk, length) : length;
   const auto engine = probed_engine(loaded.model, probe)(needed);
@@ -127,7 +127,7 @@ void run_reconstruct(const ReconstructFlags& flags) {
   const auto& cfg = loaded.model.config;
   const auto ids = read_ids(flags.text, loaded.model.tokenizer);
   Progress progress("tokens");
-  PerplexityOptions options{.chunk = flags.chunk};
+  WindowOptions options{.chunk = flags.chunk};
   if (loaded.model.tokenizer) {
     options.bos_id = loaded.model.tokenizer->bos_id();
   }
