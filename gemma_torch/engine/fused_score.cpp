@@ -25,7 +25,7 @@ void split(const float* x, int64_t n, Bf16* parts[3]) {
   }
 }
 
-// What one thread knows of one token's sum of e^logit.
+// What some rows of the head add to one token's sum of e^logit.
 struct Sum {
   float largest = -std::numeric_limits<float>::infinity();
   double total = 0;
@@ -55,9 +55,12 @@ at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
   auto result = at::empty(targets.sizes(), at::kFloat);
   const auto E = model_->cfg.emb_dim, V = vocab_size(), tokens = batch() * hidden_tokens_;
   constexpr int64_t kAtOnce = 512;  // tokens that pass while 32 rows of the head are in cache
+  // Threads take what is left, so a sum kept by thread would depend on who was faster: each 512 rows have their own.
+  constexpr int64_t kPairs = 16;
   std::vector<float> x(static_cast<size_t>(kAtOnce * E));
   std::vector<Bf16> parts(bf16_products_ ? 3 * x.size() : 0);
-  std::vector<std::vector<Sum>> sums(static_cast<size_t>(team_.size()));
+  const auto pairs = (V + kTile - 1) / kTile, groups = (pairs + kPairs - 1) / kPairs;
+  std::vector<std::vector<Sum>> sums(static_cast<size_t>(groups));
   std::vector<float> chosen(kAtOnce);
   for (int64_t start = 0; start < tokens; start += kAtOnce) {
     const auto count = std::min(kAtOnce, tokens - start);
@@ -69,14 +72,10 @@ at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
       split(x.data(), count * E, out);
     }
     const auto* target = wanted.const_data_ptr<int64_t>() + start;
-    team_.run([&](int i) {
-      auto& own = sums[static_cast<size_t>(i)];
-      own.assign(static_cast<size_t>(count), {});
+    team_.run([&](int) {
       std::vector<float> c(kTile * kTile), wide(bf16_products_ ? 0 : static_cast<size_t>(32 * E));
       std::vector<Bf16> narrow(bf16_products_ ? static_cast<size_t>(32 * E) : 0);
-      const auto pairs = (V + kTile - 1) / kTile;
-      kernel_.gemm.begin();
-      for (auto pair = team_.claim(); pair < pairs; pair = team_.claim()) {
+      const auto add_pair = [&](int64_t pair, std::vector<Sum>& own) {
         const auto rows = std::min(kTile, V - pair * kTile);
         const auto* table = pack_->head() + pair * kTile * E;
         const auto first = std::min<int64_t>(rows, 16), second = rows - first;
@@ -105,6 +104,14 @@ at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
               chosen[static_cast<size_t>(n + r)] = c[static_cast<size_t>(r * kTile + id)];
             }
           }
+        }
+      };
+      kernel_.gemm.begin();
+      for (auto group = team_.claim(); group < groups; group = team_.claim()) {
+        auto& own = sums[static_cast<size_t>(group)];
+        own.assign(static_cast<size_t>(count), {});
+        for (auto pair = group * kPairs; pair < std::min(pairs, (group + 1) * kPairs); ++pair) {
+          add_pair(pair, own);
         }
       }
       kernel_.gemm.end();
