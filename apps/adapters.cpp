@@ -12,6 +12,15 @@
 
 namespace gemma_torch::apps {
 
+void add_adapter_flag(CLI::App& command, std::vector<std::string>& adapters) {
+  command
+      .add_option("--lora",
+                  adapters,
+                  "adapter in PEFT's files, DIR or DIR=SCALE, may be repeated: attached to the "
+                  "modules with --engine eager, else merged into the weights")
+      ->allow_extra_args(false);
+}
+
 AdapterSpec parse_adapter(const std::string& text) {
   const auto at = text.rfind('=');
   if (at == std::string::npos || std::filesystem::exists(text)) {

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
 #include "gemma_torch/model/gemma3.h"
 
 namespace gemma_torch::apps {
+
+void add_adapter_flag(CLI::App& command, std::vector<std::string>& adapters);
 
 /// An adapter of --lora: DIR or DIR=SCALE.
 struct AdapterSpec {

@@ -93,12 +93,7 @@ void add_loading_flags(CLI::App& command, ModelOptions& options) {
   command.add_option("--device", options.device, "auto, cpu, cuda or mps")->capture_default_str();
   command.add_option("--dtype", options.dtype, "auto (the checkpoint's), float32 or bfloat16")
       ->capture_default_str();
-  command
-      .add_option("--lora",
-                  options.lora,
-                  "adapter in PEFT's files, DIR or DIR=SCALE, may be repeated: attached to the "
-                  "modules with --engine eager, else merged into the weights")
-      ->allow_extra_args(false);
+  add_adapter_flag(command, options.lora);
 }
 
 }  // namespace

@@ -41,12 +41,12 @@ std::vector<std::string> position_labels(const SweepCase& of, const OptionalToke
 std::vector<Site> sweep_sites(const std::vector<std::string>& names) {
   std::vector<Site> sites;
   for (const auto& name : names) {
-    const auto found = std::find(kSiteNames.begin(), kSiteNames.end(), name);
-    check(found != kSiteNames.end(),
+    const auto found = find_site(name);
+    check(found.has_value(),
           "[sweep] sites: expected some of {}, got {}",
           fmt::join(kSiteNames, ", "),
           name);
-    sites.push_back(static_cast<Site>(found - kSiteNames.begin()));
+    sites.push_back(*found);
   }
   return sites;
 }

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <memory>
 
 #include "common.h"
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/site_table.h"
 #include "gemma_torch/io/strict_json.h"
 #include "generation.h"
 #include "layer_list.h"
@@ -67,11 +67,11 @@ std::vector<PromptPair> read_pairs(const std::string& path,
 }
 
 Site site_of(const std::string& name) {
-  const auto found = std::find(kSiteNames.begin(), kSiteNames.end(), name);
-  check(found != kSiteNames.end(),
+  const auto found = find_site(name);
+  check(found.has_value(),
         "[steer] --site: expected one of a layer, such as resid_post, got {}",
         name);
-  return static_cast<Site>(found - kSiteNames.begin());
+  return *found;
 }
 
 DirectionOptions direction_options(const MakeFlags& flags,

@@ -16,11 +16,7 @@ namespace {
 constexpr int64_t kT = 21, kLayers = 4;
 
 std::vector<int64_t> some_ids() {
-  std::vector<int64_t> ids;
-  for (int64_t i = 0; i < kT; ++i) {
-    ids.push_back((i * 37 + 5) % 1003);
-  }
-  return ids;
+  return small_prompt(kT);
 }
 
 at::Tensor row() {

@@ -18,11 +18,7 @@ constexpr int64_t kT = 21;  // the window is 8
 constexpr int64_t kV = 1003;
 
 std::vector<int64_t> some_ids(int64_t n = kT) {
-  std::vector<int64_t> ids;
-  for (int64_t i = 0; i < n; ++i) {
-    ids.push_back((i * 37 + 5) % kV);
-  }
-  return ids;
+  return small_prompt(n);
 }
 
 at::Tensor as_row(const std::vector<int64_t>& ids) {

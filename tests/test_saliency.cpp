@@ -16,11 +16,7 @@ namespace {
 constexpr int64_t kT = 21, kE = 128;
 
 std::vector<int64_t> some_ids() {
-  std::vector<int64_t> ids;
-  for (int64_t i = 0; i < kT; ++i) {
-    ids.push_back((i * 37 + 5) % 1003);
-  }
-  return ids;
+  return small_prompt(kT);
 }
 
 /// The target of a run on embeddings (1, T, E), straight through the model.

@@ -8,6 +8,7 @@
 
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/prompt_row.h"
 #include "gemma_torch/inspect/site_table.h"
 #include "gemma_torch/io/safetensors_writer.h"
 
@@ -36,12 +37,7 @@ void check_prompts(const Prompts& prompts, const Plan& plan, int64_t vocab_size)
         prompts.size());
   for (size_t n = 0; n < prompts.size(); ++n) {
     check(!prompts[n].empty(), "[capture] prompt {}: expected at least one id, got none", n);
-    const auto [low, high] = std::minmax_element(prompts[n].begin(), prompts[n].end());
-    check(*low >= 0 && *high < vocab_size,
-          "[capture] prompt {}: expected ids from 0 to {}, got {}",
-          n,
-          vocab_size - 1,
-          *low < 0 ? *low : *high);
+    check_ids("capture", fmt::format("prompt {}", n), prompts[n], vocab_size);
   }
 }
 

@@ -1,6 +1,5 @@
 #include "gemma_torch/inspect/direction.h"
 
-#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <string_view>
@@ -39,12 +38,12 @@ int64_t layer_of(const std::string& key, const std::string& file) {
 }
 
 Site site_of(std::string_view name, const std::string& file) {
-  const auto found = std::find(kSiteNames.begin(), kSiteNames.end(), name);
-  check(found != kSiteNames.end(),
+  const auto found = find_site(name);
+  check(found.has_value(),
         "[direction] {}: site: expected one of a layer, got {}",
         file,
         printable(name));
-  return static_cast<Site>(found - kSiteNames.begin());
+  return *found;
 }
 
 void add_vector(Direction& direction,

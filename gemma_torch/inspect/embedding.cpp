@@ -14,6 +14,7 @@
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/engine/engine.h"
+#include "gemma_torch/inspect/prompt_row.h"
 
 namespace gemma_torch {
 namespace {
@@ -41,12 +42,7 @@ void check_texts(const Gemma3Config& cfg, const Texts& texts, const EmbedOptions
           least,
           least == 1 ? "" : "s",
           tokens);
-    const auto [low, high] = std::minmax_element(texts[n].begin(), texts[n].end());
-    check(*low >= 0 && *high < cfg.vocab_size,
-          "[embed] text {}: expected ids from 0 to {}, got {}",
-          n,
-          cfg.vocab_size - 1,
-          *low < 0 ? *low : *high);
+    check_ids("embed", fmt::format("text {}", n), texts[n], cfg.vocab_size);
   }
 }
 

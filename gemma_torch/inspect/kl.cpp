@@ -6,6 +6,7 @@
 #include <charconv>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/prompt_row.h"
 #include "gemma_torch/io/safetensors_writer.h"
 
 namespace gemma_torch {
@@ -116,13 +117,7 @@ SavedDistributions::SavedDistributions(const std::string& path)
         windows_.chunk,
         index.size(),
         codes_.size(0));
-  for (const auto id : ids_) {
-    check(id >= 0 && id < vocab_size(),
-          "[kl] {}: expected ids from 0 to {}, got {}",
-          path,
-          vocab_size() - 1,
-          id);
-  }
+  check_ids("kl", path, ids_, vocab_size());
 }
 
 at::Tensor SavedDistributions::log_p(int64_t first, int64_t count) const {

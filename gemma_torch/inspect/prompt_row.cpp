@@ -5,10 +5,9 @@
 #include "gemma_torch/base/error.h"
 
 namespace gemma_torch {
-namespace {
 
 void check_ids(const char* where,
-               const char* what,
+               const std::string& what,
                const std::vector<int64_t>& ids,
                int64_t vocab_size) {
   for (const auto id : ids) {
@@ -20,8 +19,6 @@ void check_ids(const char* where,
           id);
   }
 }
-
-}  // namespace
 
 at::Tensor prompt_row(const char* where, const std::vector<int64_t>& ids, Gemma3Model model) {
   check(!ids.empty(), "[{}] prompt: expected at least one token, got none", where);

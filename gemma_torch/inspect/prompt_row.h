@@ -3,11 +3,19 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "gemma_torch/model/gemma3.h"
 
 namespace gemma_torch {
+
+/// Throws: Error, "[where] what: ..", naming an id that is not of the vocabulary.
+void check_ids(const char* where,
+               const std::string& what,
+               const std::vector<int64_t>& ids,
+               int64_t vocab_size);
 
 /// A prompt as the modules take it: (1, T) int64 on the model's device.
 /// Throws: Error, in the name of `where`, for no ids or one outside the vocabulary.

@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/prompt_row.h"
 
 namespace gemma_torch {
 namespace {
@@ -31,22 +32,16 @@ at::Tensor row(const Ids& ids, int64_t begin, int64_t end) {
   return at::tensor(at::IntArrayRef(ids.data() + begin, ids.data() + end), at::kLong).view({1, -1});
 }
 
-void check_ids(const Ids& ids, const std::string& what, int64_t vocab_size) {
+void check_part(const Ids& ids, const std::string& what, int64_t vocab_size) {
   check(!ids.empty(), "[score] {}: expected at least one token, got none", what);
-  for (const auto id : ids) {
-    check(id >= 0 && id < vocab_size,
-          "[score] {}: expected ids from 0 to {}, got {}",
-          what,
-          vocab_size - 1,
-          id);
-  }
+  check_ids("score", what, ids, vocab_size);
 }
 
 void check_request(const Engine& engine, const Ids& context, const std::vector<Ids>& all) {
-  check_ids(context, "context", engine.vocab_size());
+  check_part(context, "context", engine.vocab_size());
   int64_t longest = 1;
   for (size_t i = 0; i < all.size(); ++i) {
-    check_ids(all[i], fmt::format("continuation {}", i), engine.vocab_size());
+    check_part(all[i], fmt::format("continuation {}", i), engine.vocab_size());
     longest = std::max(longest, length(all[i]));
   }
   const auto needed = length(context) + longest - 1;  // the last token is predicted, never run

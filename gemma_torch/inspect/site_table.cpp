@@ -2,6 +2,7 @@
 
 #include <fnmatch.h>
 
+#include <algorithm>
 #include <map>
 
 #include "gemma_torch/base/error.h"
@@ -125,6 +126,12 @@ const std::array<SiteInfo, kSiteNames.size()>& site_table() {
 
 bool is_in_layers(Site site) {
   return site != Site::kEmbed && site != Site::kFinalNorm && site != Site::kLogits;
+}
+
+std::optional<Site> find_site(std::string_view name) {
+  const auto found = std::find(kSiteNames.begin(), kSiteNames.end(), name);
+  return found == kSiteNames.end() ? std::nullopt
+                                   : std::optional(static_cast<Site>(found - kSiteNames.begin()));
 }
 
 int64_t site_axis(Site site, std::string_view letters) {

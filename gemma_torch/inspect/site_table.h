@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,9 @@ const std::array<SiteInfo, kSiteNames.size()>& site_table();
 
 /// Whether every layer has this site; else there is one of it, whose layer is -1.
 bool is_in_layers(Site site);
+
+/// The site called by a name of probe.h, "resid_post"; nothing where there is none.
+std::optional<Site> find_site(std::string_view name);
 
 /// Place of the axis called by one of `letters` ("T", "HG") among the site's; -1 where it has none.
 int64_t site_axis(Site site, std::string_view letters);

@@ -6,26 +6,21 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/inspect/patch.h"
+#include "gemma_torch/inspect/prompt_row.h"
 #include "gemma_torch/inspect/site_table.h"
 
 namespace gemma_torch {
 namespace {
 
-void check_ids(const std::vector<int64_t>& ids, size_t pair, int64_t vocab_size) {
+void check_prompt(const std::vector<int64_t>& ids, size_t pair, int64_t vocab_size) {
   check(!ids.empty(), "[steer] pair {}: expected at least one token a prompt, got none", pair);
-  const auto [low, high] = std::minmax_element(ids.begin(), ids.end());
-  check(*low >= 0 && *high < vocab_size,
-        "[steer] pair {}: expected ids from 0 to {}, got {}",
-        pair,
-        vocab_size - 1,
-        *low < 0 ? *low : *high);
+  check_ids("steer", fmt::format("pair {}", pair), ids, vocab_size);
 }
 
 std::vector<int64_t> layers_of(const DirectionOptions& options, const Gemma3Config& cfg) {
@@ -103,8 +98,8 @@ MadeDirection make_direction(Gemma3Model model,
     sites.push_back({options.site, layer});
   }
   for (size_t i = 0; i < pairs.size(); ++i) {
-    check_ids(pairs[i].positive, i, model->cfg.vocab_size);
-    check_ids(pairs[i].negative, i, model->cfg.vocab_size);
+    check_prompt(pairs[i].positive, i, model->cfg.vocab_size);
+    check_prompt(pairs[i].negative, i, model->cfg.vocab_size);
   }
   std::vector<std::vector<at::Tensor>> differences(sites.size());  // by site, then pair
   const auto total = static_cast<int64_t>(2 * pairs.size());

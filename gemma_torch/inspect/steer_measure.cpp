@@ -8,20 +8,16 @@
 #include <algorithm>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/inspect/prompt_row.h"
 
 namespace gemma_torch {
 namespace {
 
 using Prompts = std::vector<std::vector<int64_t>>;
 
-void check_ids(const std::vector<int64_t>& ids, const char* what, int64_t vocab_size) {
+void check_some(const std::vector<int64_t>& ids, const char* what, int64_t vocab_size) {
   check(!ids.empty(), "[steer] {}: expected at least one token, got none", what);
-  const auto [low, high] = std::minmax_element(ids.begin(), ids.end());
-  check(*low >= 0 && *high < vocab_size,
-        "[steer] {}: expected ids from 0 to {}, got {}",
-        what,
-        vocab_size - 1,
-        *low < 0 ? *low : *high);
+  check_ids("steer", what, ids, vocab_size);
 }
 
 // ln P of every next token, (V) float64.
@@ -60,10 +56,10 @@ void check_measure(const Prompts& prompts, const MeasureOptions& options, int64_
         prompts.size(),
         options.strengths.size());
   for (const auto& ids : prompts) {
-    check_ids(ids, "prompts", vocab_size);
+    check_some(ids, "prompts", vocab_size);
   }
-  check_ids(options.toward, "tokens", vocab_size);
-  check_ids(options.away, "tokens against", vocab_size);
+  check_some(options.toward, "tokens", vocab_size);
+  check_some(options.away, "tokens against", vocab_size);
 }
 
 }  // namespace

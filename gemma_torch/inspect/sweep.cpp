@@ -8,6 +8,7 @@
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/inspect/patch.h"
+#include "gemma_torch/inspect/prompt_row.h"
 
 namespace gemma_torch {
 namespace {
@@ -19,7 +20,7 @@ struct Job {
   size_t map = 0;
 };
 
-void check_ids(const char* what, const at::Tensor& ids, int64_t vocab_size) {
+void check_prompt(const char* what, const at::Tensor& ids, int64_t vocab_size) {
   check(ids.dim() == 2 && ids.size(0) == 1 && ids.size(1) > 0,
         "[sweep] {}: expected (1, T), got {}",
         what,
@@ -36,20 +37,15 @@ void check_request(const at::Tensor& clean,
                    const at::Tensor& corrupted,
                    const SweepOptions& options,
                    int64_t vocab_size) {
-  check_ids("clean", clean, vocab_size);
-  check_ids("corrupted", corrupted, vocab_size);
+  check_prompt("clean", clean, vocab_size);
+  check_prompt("corrupted", corrupted, vocab_size);
   check(clean.size(1) == corrupted.size(1),
         "[sweep] corrupted: expected {} tokens as the clean prompt has, got {}",
         clean.size(1),
         corrupted.size(1));
   const auto n = options.tokens.size();
   check(n == 1 || n == 2, "[sweep] tokens: expected one or two, got {}", n);
-  for (const auto id : options.tokens) {
-    check(id >= 0 && id < vocab_size,
-          "[sweep] tokens: expected ids from 0 to {}, got {}",
-          vocab_size - 1,
-          id);
-  }
+  check_ids("sweep", "tokens", options.tokens, vocab_size);
   check(!options.sites.empty(), "[sweep] sites: expected at least one, got none");
   for (const auto site : options.sites) {
     check(is_in_layers(site),

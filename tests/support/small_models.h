@@ -25,6 +25,15 @@ inline Gemma3Config small_config(c10::ScalarType dtype) {
   return validated(cfg);
 }
 
+// Ids of its vocabulary: the first n of a fixed text.
+inline std::vector<int64_t> small_prompt(int64_t n) {
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < n; ++i) {
+    ids.push_back((i * 37 + 5) % 1003);
+  }
+  return ids;
+}
+
 // The same weights in bfloat16, for the fused engine, and in float32, for the modules that judge it.
 struct Pair {
   Gemma3Model rounded{nullptr}, wide{nullptr};
