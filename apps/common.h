@@ -141,5 +141,6 @@ void add_score(CLI::App& app);
 void add_kl(CLI::App& app);
 void add_surprisal(CLI::App& app);
 void add_embed(CLI::App& app);
+void add_finetune(CLI::App& app);
 
 }  // namespace gemma_torch::apps

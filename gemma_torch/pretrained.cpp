@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "gemma_torch/base/atomic_file.h"
+#include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/gguf.h"
 #include "gemma_torch/io/gguf_model.h"
@@ -197,6 +198,12 @@ void write_description(const std::string& source,
     config = config_to_json(loaded.config);
     config["eos_token_id"] = loaded.stop_ids;
   }
+  const auto dtype = dtype_name(loaded.config.dtype);  // may have been changed in loading
+  for (const char* name : {"dtype", "torch_dtype"}) {
+    if (config.contains(name)) {
+      config[name] = dtype;
+    }
+  }
   if (!quant.is_null()) {
     config["quantization_config"] = quant;
   }
@@ -229,15 +236,19 @@ void write_weights(const Gemma3Model& model, AtomicFolder& out) {
 
 }  // namespace
 
-void convert_to_folder(const std::string& source, const std::string& folder) {
-  AtomicFolder out(folder);
-  const auto loaded = load_pretrained(source);
-  check(loaded.formats.empty(),
-        "[convert] {}: expected weights, got a folder that gemma quantize made",
+void write_model(const std::string& source, const Pretrained& loaded, const std::string& folder) {
+  check(packed_formats(loaded.model).empty(),
+        "[write] {}: expected weights, got a folder that gemma quantize made",
         source);
+  AtomicFolder out(folder);
   write_description(source, loaded, {}, out);
   write_weights(loaded.model, out);
   out.commit();
+}
+
+void convert_to_folder(const std::string& source, const std::string& folder) {
+  AtomicFolder reserved(folder);  // that it cannot be made is said before the work
+  write_model(source, load_pretrained(source), folder);
 }
 
 void write_quantized(const std::string& source,

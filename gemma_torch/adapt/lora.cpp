@@ -1,5 +1,6 @@
 #include "gemma_torch/adapt/lora.h"
 
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -74,6 +75,12 @@ LoraLinearImpl::LoraLinearImpl(const LinearImpl& shape_of,
 
 torch::Tensor LoraLinearImpl::forward(const torch::Tensor& x) {
   const auto y = base->forward(x);
+  if (narrow && x.scalar_type() != at::kFloat) {
+    const auto kept = at::dropout(x, dropout, is_training()).reshape({-1, in_features});
+    const auto down = at::linear(kept, lora_A.to(x.scalar_type()));
+    const auto up = lora_B.to(x.scalar_type()).t();
+    return at::addmm(y.view({-1, out_features}), down, up, /*beta=*/1, scaling).view(y.sizes());
+  }
   const auto kept = at::dropout(x.to(at::kFloat), dropout, is_training());
   const auto update = at::linear(at::linear(kept, lora_A), lora_B) * scaling;
   return (y + update).to(y.scalar_type());  // added in float32, as PEFT does
@@ -156,6 +163,12 @@ void Adapter::detach() {
     place.put = nullptr;
   }
   merged_ = false;
+}
+
+void Adapter::set_narrow(bool narrow) {
+  for (auto& place : places_) {
+    place.lora->narrow = narrow;
+  }
 }
 
 void Adapter::scale(double by) {

@@ -43,6 +43,7 @@ class LoraLinearImpl : public LinearImpl {
   torch::Tensor lora_A, lora_B;  // (rank, in), (out, rank) float32
   double scaling = 1;
   double dropout = 0;
+  bool narrow = false;  // A's and B's products in the dtype of x, which is faster in training
 };
 
 /// Low-rank matrices beside the projections of one model. Adapters may be attached on top of each
@@ -59,6 +60,9 @@ class Adapter {
 
   /// Multiplies what it adds from here on, beside alpha. Throws: Error while it is merged.
   void scale(double by);
+
+  /// Products of A and B in the model's dtype (true) or in float32, as PEFT does (false: so it begins).
+  void set_narrow(bool narrow);
 
   const LoraConfig& config() const { return config_; }
 

@@ -222,12 +222,15 @@ Gemma3ModelImpl::Gemma3ModelImpl(const Gemma3Config& config, const torch::Device
   out_head = register_module("out_head", Linear(cfg.emb_dim, cfg.vocab_size, options, init));
 }
 
-torch::Tensor Gemma3ModelImpl::embed(const torch::Tensor& input_ids) {
-  const auto x = tok_emb(input_ids);
+double Gemma3ModelImpl::emb_scale() const {
   const double scale = std::sqrt(static_cast<double>(cfg.emb_dim));
   // transformers keeps the factor in the weights' dtype: 25.25 instead of 25.298 in bfloat16.
-  const bool rounded = cfg.round_emb_scale && x.scalar_type() == torch::kBFloat16;
-  return x * (rounded ? static_cast<double>(c10::BFloat16(static_cast<float>(scale))) : scale);
+  const bool rounded = cfg.round_emb_scale && tok_emb->weight.scalar_type() == torch::kBFloat16;
+  return rounded ? static_cast<double>(c10::BFloat16(static_cast<float>(scale))) : scale;
+}
+
+torch::Tensor Gemma3ModelImpl::embed(const torch::Tensor& input_ids) {
+  return tok_emb(input_ids) * emb_scale();
 }
 
 torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
@@ -253,10 +256,9 @@ torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
   return x;
 }
 
-torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
-                                      const Placement& at,
-                                      KvCache* cache,
-                                      const Probe& probe) {
+BlockInput Gemma3ModelImpl::block_input(const Placement& at,
+                                        KvCache* cache,
+                                        const Probe& probe) const {
   const auto [cos_global, sin_global] =
       compute_rope_params(at.positions, cfg.head_dim, cfg.rope_base, cfg.rope_scaling);
   const auto [cos_local, sin_local] =
@@ -264,12 +266,18 @@ torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
   const auto mask_global = create_mask(at.positions, at.global.positions, at.first, /*window=*/0);
   const auto mask_local =
       create_mask(at.positions, at.local.positions, at.first, cfg.sliding_window);
-  const BlockInput in{at.positions,
-                      {cos_global, sin_global, mask_global, at.global},
-                      {cos_local, sin_local, mask_local, at.local},
-                      cache,
-                      probe};
+  return {at.positions,
+          {cos_global, sin_global, mask_global, at.global},
+          {cos_local, sin_local, mask_local, at.local},
+          cache,
+          probe};
+}
 
+torch::Tensor Gemma3ModelImpl::hidden(const torch::Tensor& input_ids,
+                                      const Placement& at,
+                                      KvCache* cache,
+                                      const Probe& probe) {
+  const auto in = block_input(at, cache, probe);
   auto x = tap(probe, {Site::kEmbed, -1, at.positions}, embed(input_ids));
   for (int64_t layer = 0; layer < cfg.n_layers; ++layer) {
     x = blocks->at<TransformerBlockImpl>(static_cast<size_t>(layer)).forward(x, in, layer);

@@ -150,6 +150,12 @@ class Gemma3ModelImpl : public torch::nn::Module {
                        KvCache* cache,
                        const Probe& probe = {});
 
+  /// What embeddings are multiplied by: sqrt(E), rounded as the config says.
+  double emb_scale() const;
+
+  /// What the blocks share of a pass over tokens at such places.
+  BlockInput block_input(const Placement& at, KvCache* cache, const Probe& probe) const;
+
   /// Makes the output head the embedding itself: one parameter, one gradient.
   void tie_weights();
 

@@ -1,28 +1,10 @@
 // What happens to rows of activations between products.
 
 #include "gemma_torch/kernels/cpu/fused_kernels.h"
-#include "gemma_torch/kernels/cpu/lanes.h"
+#include "gemma_torch/kernels/cpu/lane_math.h"
 
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {
-
-// e^x to about 2 units in the last place: x = n ln 2 + r, and a polynomial for e^r, |r| <= 0.35. Below -87 it is 0 or
-// nearly, above 88 the largest power of two.
-GEMMA_TORCH_INLINE F exp(F x) {
-  x = min(max(x, splat(-87.0F)), splat(88.0F));
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
-  const F shifted = x * 1.44269504F + magic;
-  const F n = shifted - magic;
-  const F r = (x - n * 0.693145752F) - n * 1.42860677e-6F;
-  F p = splat(1.9875691e-4F);
-  p = fma(p, r, splat(1.3981999e-3F));
-  p = fma(p, r, splat(8.3334519e-3F));
-  p = fma(p, r, splat(4.1665796e-2F));
-  p = fma(p, r, splat(1.6666666e-1F));
-  p = fma(p, r, splat(5.0000001e-1F));
-  p = fma(p, r * r, r + 1.0F);
-  return as_float(as_bits(p) + ((as_bits(shifted) - as_bits(magic)) << 23));
-}
 
 // Values are at most 127 * 256 so that both halves, the lower one rounded to nearest, fit a signed byte.
 constexpr float kLargestValue = 32512.0F;
@@ -87,12 +69,6 @@ void rope(float* x, const float* cos, const float* sin, int64_t n) {
     store(x + j, a * load(cos + j) - b * load(sin + j));
     store(x + half + j, b * load(cos + j) + a * load(sin + j));
   }
-}
-
-// gelu(x) = x / 2 (1 + tanh u), u = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh u) / 2 = 1 / (1 + e^(-2u)).
-GEMMA_TORCH_INLINE F gelu(F x) {
-  const F u = x * (x * x * 0.044715F + 1.0F) * 0.797884561F;
-  return x / (exp(u * -2.0F) + 1.0F);
 }
 
 void gelu_mul(const float* gate_up, float* y, int64_t n) {

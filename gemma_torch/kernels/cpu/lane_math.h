@@ -1,0 +1,42 @@
+// Functions of sixteen numbers at a time, beside the arithmetic of lanes.h. For the .inl files of kernels/cpu, inside
+// the namespace of one instruction set.
+
+#pragma once
+
+#include "gemma_torch/kernels/cpu/lanes.h"
+
+namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
+namespace {
+
+// e^x to about 2 units in the last place: x = n ln 2 + r, and a polynomial for e^r, |r| <= 0.35. Below -87 it is 0 or
+// nearly, above 88 the largest power of two.
+GEMMA_TORCH_INLINE F exp(F x) {
+  x = min(max(x, splat(-87.0F)), splat(88.0F));
+  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
+  const F shifted = x * 1.44269504F + magic;
+  const F n = shifted - magic;
+  const F r = (x - n * 0.693145752F) - n * 1.42860677e-6F;
+  F p = splat(1.9875691e-4F);
+  p = fma(p, r, splat(1.3981999e-3F));
+  p = fma(p, r, splat(8.3334519e-3F));
+  p = fma(p, r, splat(4.1665796e-2F));
+  p = fma(p, r, splat(1.6666666e-1F));
+  p = fma(p, r, splat(5.0000001e-1F));
+  p = fma(p, r * r, r + 1.0F);
+  return as_float(as_bits(p) + ((as_bits(shifted) - as_bits(magic)) << 23));
+}
+
+// (1 + tanh u) / 2 = 1 / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3): gelu(x) is x times that.
+GEMMA_TORCH_INLINE F gelu_gate(F x) {
+  const F u = x * (x * x * 0.044715F + 1.0F) * 0.797884561F;
+  return splat(1.0F) / (exp(u * -2.0F) + 1.0F);
+}
+
+// gelu(x) = x / 2 (1 + tanh u), u = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh u) / 2 = 1 / (1 + e^(-2u)).
+GEMMA_TORCH_INLINE F gelu(F x) {
+  const F u = x * (x * x * 0.044715F + 1.0F) * 0.797884561F;
+  return x / (exp(u * -2.0F) + 1.0F);
+}
+
+}  // namespace
+}  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+
+#include "gemma_torch/kernels/cpu/isa.h"
+#include "gemma_torch/kernels/cpu/packed.h"
+
+namespace gemma_torch::kernels {
+
+/// What training does to rows of activations beside products, for numbers of one type. Sums are in float32 or wider.
+/// Rows may have any length. None allocates, none starts threads: callers share rows out among theirs.
+template <typename T>
+struct RowTraining {
+  /// Gradients of y[j] = x[j] / rms(x) * (1 + scale[j]) over `rows` rows: writes dx, adds to dscale (columns) where it
+  /// is not null.
+  struct Norm {
+    const T* x;
+    const T* scale;
+    const T* dy;
+    T* dx;
+    float* dscale;
+  };
+  void (*rms_norm_backward)(const Norm& norm, int64_t rows, int64_t columns, float eps);
+
+  /// y[j] = gelu(gate[j]) up[j], gelu with tanh; and its gradients.
+  void (*gelu_mul)(const T* gate, const T* up, T* y, int64_t n);
+  void (*gelu_mul_backward)(
+      const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n);
+
+  /// Softmax of scale * x over x[begin] .. x[end - 1], in place; the rest of the n numbers becomes 0.
+  struct Seen {
+    int64_t n, begin, end;
+  };
+  void (*softmax)(T* x, const Seen& seen, float scale);
+  /// dp becomes the gradient of x, given what softmax made of it.
+  void (*softmax_backward)(const T* p, T* dp, const Seen& seen, float scale);
+
+  /// Returns -ln softmax(logits)[target], in nats; logits become `factor` times its gradient.
+  double (*cross_entropy)(T* logits, int64_t n, int64_t target, float factor);
+};
+
+struct TrainingKernels {
+  Isa isa;
+  RowTraining<float> f32;
+  RowTraining<Bf16> bf16;
+};
+
+/// Those of one instruction set, or of the next narrower one that there are any for. The caller sees to it that
+/// has_isa(isa).
+const TrainingKernels& training_kernels(Isa isa);
+
+}  // namespace gemma_torch::kernels
