@@ -52,7 +52,7 @@ std::vector<int64_t> shuffled(int64_t n, uint64_t seed, int64_t epoch);
 ///
 /// Packing puts examples into a row in their order while they fit whole, then begins the next row,
 /// so that the number of batches may differ between epochs. The last batch of an epoch may have
-/// fewer rows. What a batch holds depends on the options and the lengths alone: a seek reads no file.
+/// fewer rows. What a batch holds depends on options and lengths alone: a seek reads no file.
 ///
 /// All ranks share one sequence of batches, which runs on from epoch to epoch: the j-th call of
 /// next() on rank r gives batch j * ranks + r of it. So a step of A batches on each of N ranks sees
@@ -61,7 +61,7 @@ std::vector<int64_t> shuffled(int64_t n, uint64_t seed, int64_t epoch);
 /// next() only while upcoming().epoch < E: in the last step some ranks may have fewer batches, or
 /// none, and take part with what they have, so weigh by targets, not by ranks.
 ///
-/// Not thread-safe. Refers to `data`, which must live as long.
+/// Not thread-safe. Keeps 16 bytes an example, and refers to `data`, which must live as long.
 class Batches {
  public:
   /// Throws: Error for rows or ranks below 1, a rank that is none of them, or max_tokens below the
@@ -92,6 +92,7 @@ class Batches {
   };
 
   Plan plan_of(int64_t epoch) const;
+  TrainingBatch read(int64_t batch) const;
   int64_t batches_of(const Plan& plan) const;
   BatchPosition moved(BatchPosition position, int64_t batches) const;
 

@@ -27,7 +27,6 @@ class TrainingData {
                const Tokenizer* tokenizer,
                const ExampleOptions& options = {},
                const ReadProgress& on_progress = {});
-  ~TrainingData();
   TrainingData(const TrainingData&) = delete;
   TrainingData& operator=(const TrainingData&) = delete;
 
@@ -57,6 +56,10 @@ class TrainingData {
     int32_t tokens = 0;
   };
 
+  struct Descriptor {
+    int number = -1;
+    ~Descriptor();
+  };
   struct FileState {
     int64_t bytes = 0, seconds = 0, nanoseconds = 0;  // size and time of the last write
     bool operator==(const FileState&) const = default;
@@ -66,13 +69,13 @@ class TrainingData {
   FileState state() const;
   void scan(const ReadProgress& on_progress);
   void add(std::string_view line, int64_t offset, int64_t number);
-  Example parse(std::string_view line, int64_t number) const;
+  std::string place(int64_t number) const;
   void check_unchanged() const;
 
   std::string path_;
   const Tokenizer* tokenizer_;
   ExampleOptions options_;
-  int descriptor_ = -1;
+  Descriptor file_;
   FileState opened_;
   std::vector<Line> lines_;
   int64_t tokens_ = 0, targets_ = 0, longest_ = 0, truncated_ = 0, left_out_ = 0;

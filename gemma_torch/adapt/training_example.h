@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -25,7 +26,7 @@ struct ExampleOptions {
 /// One line of training data, a JSON object with the fields of one kind; "meta" is ignored.
 ///
 ///   {"text": ".."}                         <bos> text <eos>; targets: all after <bos>
-///   {"prompt": "..", "completion": ".."}   <bos> prompt completion <eos>; targets: after the prompt
+///   {"prompt": "..", "completion": ".."}   <bos> prompt completion <eos>; targets: the last two
 ///   {"messages": [{"role": "user", "content": ".."}, ..]}
 ///                                          the ids of encode_parts() for the whole chat; targets:
 ///                                          each reply of the assistant and its <end_of_turn>
@@ -34,14 +35,16 @@ struct ExampleOptions {
 ///
 /// Prompt and completion are encoded one by one, special strings parsed, so that the ids learnt are
 /// those that follow the prompt of `gemma generate -p`; no piece joins the two. In messages special
-/// strings are plain text. `tokenizer` may be null for lines of ids.
+/// strings are plain text. `tokenizer` may be null for lines of ids. `place`, such as "path:line",
+/// is named in messages.
 ///
-/// Throws: Error, one line `[training_data] field: expected .., got ..`, for anything else: bad
-/// JSON, a key given twice, bytes that are not UTF-8, NUL bytes, an unknown or missing field, two
-/// kinds in a line, a wrong type, an empty text or list, a text that begins with the <bos> that is
-/// added, an id outside the vocabulary, a chat the template refuses or whose last message is not
-/// the assistant's.
+/// Throws: Error, one line `[training_data] place: field: expected .., got ..`, for anything else:
+/// bad JSON, a key given twice, bytes that are not UTF-8, a byte order mark, NUL bytes, an unknown
+/// or missing field, two kinds in a line, a wrong type, an empty text or list, a text that begins
+/// with the <bos> that is added, an id outside the vocabulary, a chat the template refuses or whose
+/// last message is not the assistant's.
 Example parse_example(std::string_view line,
+                      const std::string& place,
                       const Tokenizer* tokenizer,
                       const ExampleOptions& options = {});
 
