@@ -22,7 +22,7 @@ ROOMS = {
     "text": {"base"},
     "engine": BELOW_IO,
     "generate": {"base", "engine"},
-    "adapt": BELOW_IO | {"io", "engine", "generate"},
+    "adapt": BELOW_PRETRAINED | {"engine", "generate"},  # text: what is learnt from is encoded
     "inspect": BELOW_IO | {"io", "engine", "generate"},
     "pretrained": BELOW_PRETRAINED | {"engine"},  # Sampling, whose defaults a model folder holds
     "apps": BELOW_APPS,
@@ -102,6 +102,7 @@ BAD = [
     ("gemma_torch/engine/eager.cpp", "<torch/csrc/jit/frontend/tracer.h>"),
     ("gemma_torch/generate/generate.cpp", '"gemma_torch/pretrained.h"'),
     ("gemma_torch/adapt/lora.cpp", '"gemma_torch/inspect/capture.h"'),
+    ("gemma_torch/inspect/score.cpp", '"gemma_torch/text/tokenizer.h"'),
     ("gemma_torch/pretrained.cpp", '"gemma_torch/generate/generate.h"'),
     ("gemma_torch/attic/old.h", '"gemma_torch/base/error.h"'),
     ("apps/main.cpp", "<ATen/cuda/CUDAGraph.h>"),
@@ -112,6 +113,7 @@ GOOD = [
     ("gemma_torch/kernels/cpu/gemv.cpp", "<immintrin.h>"),
     ("gemma_torch/engine/traced.cpp", "<torch/csrc/jit/frontend/tracer.h>"),
     ("gemma_torch/pretrained.h", '"gemma_torch/text/tokenizer.h"'),
+    ("gemma_torch/adapt/training_data.cpp", '"gemma_torch/text/tokenizer.h"'),
     ("apps/convert.cpp", '"gemma_torch/pretrained.h"'),
 ]
 

@@ -115,7 +115,8 @@ class TransformerBlockImpl : public torch::nn::Module {
 TORCH_MODULE(TransformerBlock);
 
 /// hidden (B or 1, 1, T, S), true where the token at positions[t] does not see the stored one.   Source: cell 13.
-/// `first` (B, 1) is the left padding of each row (undefined: none); `window` 0 means no limit.
+/// `first` is the left padding of each row, (B, 1), or where each token's own sequence begins, (B, T) (undefined:
+/// none); `window` 0 means no limit.
 /// Every token sees itself, a padded one too, so no row is empty.
 torch::Tensor create_mask(const torch::Tensor& positions,
                           const torch::Tensor& stored,

@@ -19,7 +19,9 @@ struct Stored {
 /// Made once for a call and shared by its layers.
 struct Placement {
   at::Tensor positions;  // (T) int64, columns of the sequence, the same for every row
-  at::Tensor first;      // (B, 1) int64, left padding of each row; undefined: none
+  /// (B, 1) int64, left padding of each row, or (B, T), the oldest column that each token may see, where a row holds
+  /// several sequences; undefined: none.
+  at::Tensor first;
   Stored global, local;  // full and sliding layers
 };
 
