@@ -37,10 +37,7 @@ TrainingBatch packed_batch() {
 // What autograd makes of the modules' own forward: the oracle.
 double autograd_loss(const Gemma3Model& given, const TrainingBatch& batch, double factor) {
   auto model = given;
-  Placement at;
-  at.positions = at::arange(batch.ids.size(1));
-  at.global.positions = at.local.positions = at.positions;
-  at.first = batch.first;
+  const auto at = training_placement(batch.ids, batch.first);
   const auto h = model->hidden(batch.ids, at, /*cache=*/nullptr);
   const auto logits = model->out_head(h).flatten(0, 1).index_select(0, batch.scored);
   const auto log_p = logits.to(at::kFloat).log_softmax(1);

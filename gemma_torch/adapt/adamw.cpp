@@ -78,7 +78,7 @@ void AdamW::step(double learning_rate, double factor) {
       const auto n = std::min(piece, rows - start);
       const auto part = slot.master.narrow(/*dim=*/0, start, n);
       auto slope = gradient.narrow(/*dim=*/0, start, n).to(at::kFloat);
-      slope = factor == 1 ? slope : slope * factor;
+      slope = factor == 1 ? slope : slope.mul(factor);
       at::_fused_adamw_({part},
                         {slope},
                         {slot.exp_avg.narrow(/*dim=*/0, start, n)},

@@ -83,6 +83,7 @@ class Batches {
   void seek(BatchPosition position);
 
   const BatchOptions& options() const { return options_; }
+  const TrainingData& data() const { return *data_; }
 
  private:
   /// An epoch: examples in order, and where rows begin in that order (one more: the end).

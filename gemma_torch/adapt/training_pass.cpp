@@ -78,10 +78,7 @@ void TrainingPass::limit_embedding(const at::Tensor& rows, const at::Tensor& gra
 }
 
 TrainingPass::Shared TrainingPass::share(const TrainingBatch& batch) const {
-  Placement at;
-  at.positions = at::arange(batch.ids.size(1), batch.ids.options());
-  at.global.positions = at.local.positions = at.positions;
-  at.first = batch.first;
+  const auto at = training_placement(batch.ids, batch.first);
   const auto own = at.positions.unsqueeze(0);
   const auto first = batch.first.defined() ? at::minimum(batch.first, own) : at::zeros_like(own);
   const auto window = (own - (model_->cfg.sliding_window - 1)).clamp_min(0);
