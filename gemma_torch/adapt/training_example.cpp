@@ -132,7 +132,8 @@ class LineReader {
   std::vector<int64_t> ids_of(const char* name) const {
     const auto& list = json_.at(name);
     if (!list.is_array() || list.empty()) {
-      fail("{}: expected a list of token ids, got {}", name, list.empty() ? "none" : shown(list));
+      fail(
+          "{}: expected a list of token ids, got {}", name, list.is_array() ? "none" : shown(list));
     }
     std::vector<int64_t> ids;
     ids.reserve(list.size());
@@ -154,7 +155,7 @@ class LineReader {
   std::vector<ChatMessage> messages() const {
     const auto& list = json_.at("messages");
     if (!list.is_array() || list.empty()) {
-      fail("messages: expected a list of messages, got {}", list.empty() ? "none" : shown(list));
+      fail("messages: expected a list of messages, got {}", list.is_array() ? "none" : shown(list));
     }
     std::vector<ChatMessage> messages;
     for (const auto& value : list) {
