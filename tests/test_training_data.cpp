@@ -65,6 +65,21 @@ TEST_CASE("lines may end as on Windows, and the last with nothing", "[training_d
   }
 }
 
+TEST_CASE("lines of every kind may stand in one file", "[training_data]") {
+  const LinesFile file(R"({"ids": [4, 5]}
+{"prompt": "a", "completion": "b"}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+{"prompt_ids": [4], "completion_ids": [5, 6]}
+{"text": "c", "meta": "from the web"}
+)");
+  const TrainingData data(file.path, &small_tokenizer(), kSmall);
+  REQUIRE(data.size() == 5);
+  CHECK(data.targets() == 1 + 2 + 2 + 2 + 2);
+  CHECK(data.tokens() == 2 + 4 + data.length(2) + 3 + 3);
+  CHECK(data.longest() == data.length(2));
+  CHECK(data.example(4).ids == Ids{kBos, kC, kEos});
+}
+
 TEST_CASE("what is too long loses its end, and what has no target left is left out",
           "[training_data]") {
   const LinesFile file(id_line(0, 4, 2) + id_line(1, 5, 1) + id_line(2, 6, 3) + id_line(3, 3, 1));

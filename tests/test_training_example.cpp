@@ -228,4 +228,31 @@ TEST_CASE("text needs a tokenizer whose ids the model has", "[training_example]"
   const Tokenizer without(vocabulary);
   CHECK(error_in("{\"text\": \"a\"}\n", &without) ==
         "[training_data] F:1: text: expected a vocabulary with <bos> and <eos>");
+  vocabulary = small_vocabulary();
+  vocabulary.pieces[kEnd].text = "<end>";
+  const Tokenizer endless(vocabulary);
+  CHECK(error_in(R"({"messages": [{"role": "user", "content": "a"}]})", &endless) ==
+        "[training_data] F:1: messages: expected a vocabulary with <end_of_turn>");
+}
+
+TEST_CASE("the replies of a chat are what gemma chat would have to say",
+          "[training_example][real]") {
+  const auto vocabularies = real_vocabularies();
+  if (vocabularies.empty()) {
+    WARN(kNoRealModel);
+    return;
+  }
+  const Tokenizer tokenizer(vocabularies[0].second);
+  const auto example = parse_example(
+      R"({"messages": [{"role": "user", "content": "2 + 2?"},
+                       {"role": "assistant", "content": "It is 4."}]})",
+      "here",
+      &tokenizer);
+  auto want = encode_parts(tokenizer, chat_parts({{"user", "2 + 2?"}}, true));
+  const auto prompt = static_cast<int64_t>(want.size());
+  const auto reply = tokenizer.encode("It is 4.<end_of_turn>", {.add_bos = false});
+  want.insert(want.end(), reply.begin(), reply.end());
+  CHECK(targets_of(example) == range(prompt, static_cast<int64_t>(want.size())));
+  want.push_back(tokenizer.id_of("\n"));
+  CHECK(example.ids == want);
 }

@@ -86,16 +86,10 @@ void TrainingData::check_unchanged() const {
 void TrainingData::scan(const ReadProgress& on_progress) {
   std::vector<char> buffer(static_cast<size_t>(kChunk));
   std::string line;
-  int64_t offset = 0, number = 1, blank = 0;
+  int64_t offset = 0, number = 1;
   const auto take = [&] {
-    check(blank == 0, "[training_data] {}: expected an example, got a blank line", place(blank));
-    if (is_blank(line)) {
-      blank = number;
-    } else {
-      add(line, offset, number);
-    }
+    add(line, offset, number++);
     offset += static_cast<int64_t>(line.size()) + 1;
-    ++number;
     line.clear();
   };
   for (int64_t done = 0; done < opened_.bytes;) {
@@ -127,6 +121,11 @@ void TrainingData::scan(const ReadProgress& on_progress) {
 }
 
 void TrainingData::add(std::string_view line, int64_t offset, int64_t number) {
+  if (is_blank(line)) {
+    const bool last = offset + static_cast<int64_t>(line.size()) + 1 >= opened_.bytes;
+    check(last, "[training_data] {}: expected an example, got a blank line", place(number));
+    return;
+  }
   const auto example = parse_example(line, place(number), tokenizer_, options_);
   const auto tokens = static_cast<int64_t>(example.ids.size());
   const auto targets = count(example.is_target);

@@ -79,11 +79,11 @@ class LineReader {
 
   Example chat() const {
     check_tokenizer("messages");
+    check(tokenizer_->end_of_turn_id() >= 0, "messages: expected a vocabulary with <end_of_turn>");
     const auto messages = this->messages();
     auto speaker = messages.begin() + (messages[0].role == "system" ? 1 : 0);
     Example example;
-    bool closes_reply =
-        false;  // the frame that comes next begins with the <end_of_turn> of a reply
+    bool closes_reply = false;  // true where the frame begins with the <end_of_turn> of a reply
     for (const auto& part : chat_parts(messages, /*add_generation_prompt=*/false)) {
       const auto ids = checked(encode_parts(*tokenizer_, {part}), "messages");
       const auto before = example.ids.size();
