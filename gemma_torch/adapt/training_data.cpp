@@ -16,21 +16,6 @@ namespace {
 constexpr size_t kLongestLine = size_t{64} << 20;
 constexpr int64_t kChunk = int64_t{1} << 20;  // bytes read at a time
 
-// Bytes got, fewer than asked for only at the end of the file.
-size_t read_at(int descriptor, char* into, size_t bytes, int64_t offset) {
-  size_t done = 0;
-  while (done < bytes) {
-    const auto got =
-        ::pread(descriptor, into + done, bytes - done, offset + static_cast<int64_t>(done));
-    if (got == 0) {
-      break;
-    }
-    check(got > 0 || errno == EINTR, "[training_data] read: {}", std::strerror(errno));
-    done += static_cast<size_t>(std::max<int64_t>(got, 0));
-  }
-  return done;
-}
-
 bool is_blank(std::string_view line) {
   return line.find_first_not_of(" \t\r") == std::string_view::npos;
 }
@@ -83,24 +68,33 @@ void TrainingData::check_unchanged() const {
         path_);
 }
 
+// Bytes got, fewer than asked for only at the end of the file.
+size_t TrainingData::read_at(int64_t offset, char* into, size_t bytes) const {
+  size_t done = 0;
+  while (done < bytes) {
+    const auto got =
+        ::pread(file_.number, into + done, bytes - done, offset + static_cast<int64_t>(done));
+    if (got == 0) {
+      break;
+    }
+    check(got > 0 || errno == EINTR, "[training_data] {}: {}", path_, std::strerror(errno));
+    done += static_cast<size_t>(std::max<int64_t>(got, 0));
+  }
+  return done;
+}
+
 void TrainingData::scan(const ReadProgress& on_progress) {
   std::vector<char> buffer(static_cast<size_t>(kChunk));
   std::string line;
-  int64_t offset = 0, number = 1, blank = 0;
+  int64_t offset = 0, number = 1;
   const auto take = [&] {
-    check(blank == 0, "[training_data] {}: expected an example, got a blank line", place(blank));
-    if (is_blank(line)) {
-      blank = number;
-    } else {
-      add(line, offset, number);
-    }
+    add(line, offset, number++);
     offset += static_cast<int64_t>(line.size()) + 1;
-    ++number;
     line.clear();
   };
   for (int64_t done = 0; done < opened_.bytes;) {
     const auto wanted = static_cast<size_t>(std::min(kChunk, opened_.bytes - done));
-    std::string_view rest(buffer.data(), read_at(file_.number, buffer.data(), wanted, done));
+    std::string_view rest(buffer.data(), read_at(done, buffer.data(), wanted));
     check_unchanged();  // before a half-written line is called a faulty one
     while (!rest.empty()) {
       const auto end = rest.find('\n');
@@ -127,6 +121,11 @@ void TrainingData::scan(const ReadProgress& on_progress) {
 }
 
 void TrainingData::add(std::string_view line, int64_t offset, int64_t number) {
+  if (is_blank(line)) {
+    const bool last = offset + static_cast<int64_t>(line.size()) + 1 >= opened_.bytes;
+    check(last, "[training_data] {}: expected an example, got a blank line", place(number));
+    return;
+  }
   const auto example = parse_example(line, place(number), tokenizer_, options_);
   const auto tokens = static_cast<int64_t>(example.ids.size());
   const auto targets = count(example.is_target);
@@ -158,7 +157,7 @@ const TrainingData::Line& TrainingData::at(int64_t index) const {
 Example TrainingData::example(int64_t index) const {
   const auto& of = at(index);
   std::string line(static_cast<size_t>(of.bytes), '\0');
-  line.resize(read_at(file_.number, line.data(), line.size(), of.offset));
+  line.resize(read_at(of.offset, line.data(), line.size()));
   check_unchanged();  // after reading: what was read is what was checked
   auto example = parse_example(line, place(of.number), tokenizer_, options_);
   check(static_cast<int64_t>(example.ids.size()) == of.tokens,  // times of writing are coarse

@@ -67,6 +67,7 @@ class TrainingData {
 
   const Line& at(int64_t index) const;
   FileState state() const;
+  size_t read_at(int64_t offset, char* into, size_t bytes) const;
   void scan(const ReadProgress& on_progress);
   void add(std::string_view line, int64_t offset, int64_t number);
   std::string place(int64_t number) const;

@@ -79,11 +79,11 @@ class LineReader {
 
   Example chat() const {
     check_tokenizer("messages");
+    check(tokenizer_->end_of_turn_id() >= 0, "messages: expected a vocabulary with <end_of_turn>");
     const auto messages = this->messages();
     auto speaker = messages.begin() + (messages[0].role == "system" ? 1 : 0);
     Example example;
-    bool closes_reply =
-        false;  // the frame that comes next begins with the <end_of_turn> of a reply
+    bool closes_reply = false;  // true where the frame begins with the <end_of_turn> of a reply
     for (const auto& part : chat_parts(messages, /*add_generation_prompt=*/false)) {
       const auto ids = checked(encode_parts(*tokenizer_, {part}), "messages");
       const auto before = example.ids.size();
@@ -132,7 +132,8 @@ class LineReader {
   std::vector<int64_t> ids_of(const char* name) const {
     const auto& list = json_.at(name);
     if (!list.is_array() || list.empty()) {
-      fail("{}: expected a list of token ids, got {}", name, list.empty() ? "none" : shown(list));
+      fail(
+          "{}: expected a list of token ids, got {}", name, list.is_array() ? "none" : shown(list));
     }
     std::vector<int64_t> ids;
     ids.reserve(list.size());
@@ -154,7 +155,7 @@ class LineReader {
   std::vector<ChatMessage> messages() const {
     const auto& list = json_.at("messages");
     if (!list.is_array() || list.empty()) {
-      fail("messages: expected a list of messages, got {}", list.empty() ? "none" : shown(list));
+      fail("messages: expected a list of messages, got {}", list.is_array() ? "none" : shown(list));
     }
     std::vector<ChatMessage> messages;
     for (const auto& value : list) {

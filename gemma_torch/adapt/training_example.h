@@ -12,9 +12,8 @@ class Tokenizer;
 /// A sequence to learn from.
 struct Example {
   std::vector<int64_t> ids = {};
-  std::vector<bool> is_target =
-      {};                  // [t]: ids[t] is to be predicted, from ids[0 .. t-1]; never [0]
-  bool truncated = false;  // the line held more than max_tokens
+  std::vector<bool> is_target = {};  // [t]: ids[t] is to be predicted from those before; never [0]
+  bool truncated = false;            // the line held more than max_tokens
 };
 
 struct ExampleOptions {
@@ -33,10 +32,10 @@ struct ExampleOptions {
 ///   {"ids": [..]}                          as they are; targets: all after the first
 ///   {"prompt_ids": [..], "completion_ids": [..]}   as they are; targets: completion_ids
 ///
-/// Prompt and completion are encoded one by one, special strings parsed, so that the ids learnt are
-/// those that follow the prompt of `gemma generate -p`; no piece joins the two. In messages special
-/// strings are plain text. `tokenizer` may be null for lines of ids. `place`, such as "path:line",
-/// is named in messages.
+/// Prompt and completion are encoded one by one, so that the ids learnt are those that follow the
+/// prompt of `gemma generate -p`; no piece joins the two. Special strings count as in that prompt,
+/// but in messages they are plain text. `tokenizer` may be null for lines of ids. `place`, such as
+/// "path:line", is named in errors.
 ///
 /// Throws: Error, one line `[training_data] place: field: expected .., got ..`, for anything else:
 /// bad JSON, a key given twice, bytes that are not UTF-8, a byte order mark, NUL bytes, an unknown

@@ -10,19 +10,20 @@
 class LinesFile {
  public:
   explicit LinesFile(const std::string& text)
-      : folder_("gemma_lines"), path(folder_ / "data.jsonl") {
+      : folder_("gemma_lines_" + std::to_string(count_++)), path(folder_ / "data.jsonl") {
     std::ofstream(path, std::ios::binary) << text;
   }
 
  private:
+  static inline int count_ = 0;  // several files may live at a time
   ScratchFolder folder_;
 
  public:
   const std::string path;
 };
 
-/// {"prompt_ids": [..], "completion_ids": [..]}: example i of the given number of tokens, which are i + 1 at even
-/// places and i + 101 at odd ones; the last `targets` are the completion.
+/// Example i, of so many tokens, as prompt_ids and completion_ids: i + 1 at even places and i + 101
+/// at odd ones; the last `targets` of them are the completion.
 inline std::string id_line(int64_t i, int64_t tokens, int64_t targets = 1) {
   std::string line = "{\"prompt_ids\": [";
   for (int64_t t = 0; t < tokens; ++t) {
