@@ -63,8 +63,8 @@ std::unique_ptr<TrainingData> open_data(const std::string& path,
   auto options = flags.examples;
   options.vocab_size = loaded.config.vocab_size;
   const auto* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
-  auto data = std::make_unique<TrainingData>(
-      path, tokenizer, options, [&](int64_t done, int64_t total) {
+  auto data =
+      std::make_unique<TrainingData>(path, tokenizer, options, [&](int64_t done, int64_t total) {
         progress.show(done >> 20, total >> 20);
         check(!interrupted(), "[finetune] stopped while {} was read; nothing was written", path);
       });
@@ -167,7 +167,8 @@ void check_usage(const FinetuneFlags& flags) {
   check(!flags.trains_weights() || flags.from.empty(),
         "[finetune] --from continues an adapter: expected no --full and no --train beside it");
   check(flags.epochs >= 1, "[finetune] --epochs: expected at least 1, got {}", flags.epochs);
-  check(flags.max_steps >= 0, "[finetune] --max-steps: expected at least 1, got {}", flags.max_steps);
+  check(
+      flags.max_steps >= 0, "[finetune] --max-steps: expected at least 1, got {}", flags.max_steps);
   const std::pair<const char*, int64_t> counts[] = {{"--eval-every", flags.run.eval_every},
                                                     {"--save-every", flags.run.save_every},
                                                     {"--patience", flags.run.patience}};
@@ -200,7 +201,8 @@ void run_finetune(FinetuneFlags flags) {
   catch_interrupt();
   const auto loaded = load_modules("finetune", flags.model);
   const auto data = open_data(flags.data, loaded, flags);
-  const auto held_out = flags.eval_data.empty() ? nullptr : open_data(flags.eval_data, loaded, flags);
+  const auto held_out =
+      flags.eval_data.empty() ? nullptr : open_data(flags.eval_data, loaded, flags);
   const auto result = flags.run.out + (flags.trains_weights() ? "/model" : "/adapter");
   check(!std::filesystem::exists(result),
         "[finetune] {}: expected no such folder, the run is finished. Hint: another --out",
@@ -210,7 +212,8 @@ void run_finetune(FinetuneFlags flags) {
   std::optional<Adapter> adapter;
   std::vector<TrainedTensor> trained;
   if (flags.trains_weights()) {
-    trained = train_parameters(loaded.model, flags.full ? std::vector<std::string>{"*"} : flags.train);
+    trained =
+        train_parameters(loaded.model, flags.full ? std::vector<std::string>{"*"} : flags.train);
   } else {
     adapter.emplace(begin_adapter(flags, loaded.model));
     adapter->attach();
@@ -229,7 +232,8 @@ void run_finetune(FinetuneFlags flags) {
   Trainer trainer(loaded.model, pass, batches, trained, flags.trainer);
   flags.run.facts = facts_of(flags, loaded, *data);
   fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
-  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr}, flags.run);
+  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr},
+                  flags.run);
   const auto done = run.run();
   const auto base = model_path(flags.model.model);
   adapter ? save_adapter(*adapter, result, base) : write_model(base, loaded, result);
@@ -253,17 +257,22 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_flag("--pack", flags.batches.pack, "several examples a row, none seeing another");
   command.add_flag("--all-tokens", flags.examples.all_tokens, "loss on prompts too");
   command.add_flag("--in-order", flags.in_order, "as the file has the examples, not shuffled");
-  command.add_flag("--recompute",
-                   flags.pass.recompute,
-                   "run each block again for its gradients: less memory, a third more work in them");
-  command.add_flag("--written-out", flags.pass.written_out, "the modules' own forward on the CPU too");
-  command.add_option("--seed", flags.seed, "of shuffling, dropout and the first matrices [random, printed]");
+  command.add_flag(
+      "--recompute",
+      flags.pass.recompute,
+      "run each block again for its gradients: less memory, a third more work in them");
+  command.add_flag(
+      "--written-out", flags.pass.written_out, "the modules' own forward on the CPU too");
+  command.add_option(
+      "--seed", flags.seed, "of shuffling, dropout and the first matrices [random, printed]");
 }
 
 void add_lora_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_option("--lora-rank", flags.lora.rank, "of the adapter")->capture_default_str();
-  command.add_option("--lora-alpha", flags.alpha, "what it adds is scaled by alpha / rank [2 rank]");
-  command.add_option("--lora-dropout", flags.lora.dropout, "share of inputs")->capture_default_str();
+  command.add_option(
+      "--lora-alpha", flags.alpha, "what it adds is scaled by alpha / rank [2 rank]");
+  command.add_option("--lora-dropout", flags.lora.dropout, "share of inputs")
+      ->capture_default_str();
   command.add_flag("--rslora", flags.lora.use_rslora, "scaled by alpha / sqrt(rank)");
   command.add_option("--target-modules", flags.lora.target_modules, "projections it adapts")
       ->delimiter(',')
@@ -282,23 +291,32 @@ void add_lora_flags(CLI::App& command, FinetuneFlags& flags) {
 }  // namespace
 
 void add_finetune(CLI::App& app) {
-  auto* command = app.add_subcommand("finetune", "train an adapter, or the weights, on your examples");
+  auto* command =
+      app.add_subcommand("finetune", "train an adapter, or the weights, on your examples");
   auto flags = std::make_shared<FinetuneFlags>();
   command->add_option("--data", flags->data, "JSON lines of examples, see below");
   command->add_option("--eval-data", flags->eval_data, "the same, held out: the best step is kept");
-  command->add_option("-o,--out", flags->run.out, "the run's folder: adapter or model, log, checkpoints");
+  command->add_option(
+      "-o,--out", flags->run.out, "the run's folder: adapter or model, log, checkpoints");
   add_lora_flags(*command, *flags);
   add_training_flags(*command, *flags);
-  command->add_option("--eval-every", flags->run.eval_every, "steps; 0: before and after")->capture_default_str();
-  command->add_option("--save-every", flags->run.save_every, "steps; 0: at the end")->capture_default_str();
-  command->add_option("--patience", flags->run.patience, "evaluations without a better one; 0: any number")->capture_default_str();
+  command->add_option("--eval-every", flags->run.eval_every, "steps; 0: before and after")
+      ->capture_default_str();
+  command->add_option("--save-every", flags->run.save_every, "steps; 0: at the end")
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--patience", flags->run.patience, "evaluations without a better one; 0: any number")
+      ->capture_default_str();
   command->add_flag("--resume", flags->run.resume, "go on after the last checkpoint in --out");
   add_module_flags(*command, flags->model);
   command->add_flag("--json", flags->json, "one JSON object on standard output");
   command->footer(
-      "A line is {\"prompt\": \"..\", \"completion\": \"..\"}, {\"messages\": [{\"role\": \"user\", "
+      "A line is {\"prompt\": \"..\", \"completion\": \"..\"}, {\"messages\": [{\"role\": "
+      "\"user\", "
       "\"content\": \"..\"}, ..]},\n"
-      "{\"text\": \"..\"}, or without a tokenizer {\"prompt_ids\": [..], \"completion_ids\": [..]} or "
+      "{\"text\": \"..\"}, or without a tokenizer {\"prompt_ids\": [..], \"completion_ids\": [..]} "
+      "or "
       "{\"ids\": [..]}.\n"
       "Loss is on completions and the assistant's turns, or on whole texts.");
   command->callback([flags] { run_finetune(*flags); });

@@ -91,7 +91,8 @@ void FinetuneRun::trim_log(int64_t step) {
 
 void FinetuneRun::log(const json& row) {
   log_ << row.dump() << std::endl;
-  check(log_.good(), "[finetune] {}/log.jsonl: cannot be written. Hint: a full disk?", schedule_.out);
+  check(
+      log_.good(), "[finetune] {}/log.jsonl: cannot be written. Hint: a full disk?", schedule_.out);
 }
 
 bool FinetuneRun::due(int64_t every) const {
@@ -105,8 +106,8 @@ void FinetuneRun::show(const StepReport& report) {
   }
   const auto total = parts_.trainer->options().steps;
   const auto done = summary_.steps;
-  const auto left = summary_.seconds / static_cast<double>(done) *
-                    static_cast<double>(total - report.step);
+  const auto left =
+      summary_.seconds / static_cast<double>(done) * static_cast<double>(total - report.step);
   fmt::print(stderr,
              "\r\x1b[Kstep {} of {}  loss {:.4f}  {:.0f} tok/s  {:.2f} GB  {} left",
              report.step,

@@ -37,9 +37,9 @@ struct Best {
 
 struct FinetuneSummary {
   int64_t steps = 0;
-  int64_t tokens = 0;         // read by this process
-  double seconds = 0;         // of training, in this process
-  double loss = 0;            // of the last step
+  int64_t tokens = 0;  // read by this process
+  double seconds = 0;  // of training, in this process
+  double loss = 0;     // of the last step
   std::optional<Best> best = {};
   bool stopped_early = false;
 };

@@ -97,7 +97,8 @@ std::string encode_page(const Encoded& encoded, const EncodeCase& of) {
         coloured_text_html({.title = fmt::format("Feature {}", of.features[i]),
                             .note = fmt::format("active at {} of {} tokens", active, values.size()),
                             .tokens = tokens,
-                            .values = values});
+                            .values = values,
+                            .captions = captions});
   }
   return html_page("Features of a text", body);
 }

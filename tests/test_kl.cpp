@@ -86,7 +86,7 @@ TEST_CASE("probabilities of a large vocabulary sum to 1", "[divergence]") {
   auto logits = at::randn({3, 262'144}) * 2;
   logits.select(1, 0).fill_(16);  // beside which float32 sums lose all others one by one
   const auto log_p = log_normalized(logits);
-  CHECK((log_p.to(at::kDouble).exp().sum(-1) - 1).abs().max().item<double>() < 5e-7);
+  CHECK((log_p.to(at::kDouble).exp().sum(-1) - 1).abs().max().item<double>() < 2e-7);
   const auto few = at::tensor({1.0, 2.0, 3.0}).to(at::kFloat).view({1, 3});
   CHECK(log_normalized(few).allclose(few.log_softmax(-1)));
 }

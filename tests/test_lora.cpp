@@ -120,6 +120,24 @@ TEST_CASE("only the matrices of a frozen base learn", "[lora]") {
     CHECK(parameter.grad().defined());
   }
   CHECK_FALSE(model->tok_emb->weight.grad().defined());
+  adapter.detach();
+  adapter.merge();  // as frozen as what it stands for
+  CHECK_FALSE(model->blocks[1]->as<TransformerBlockImpl>()->ff->fc1->weight.requires_grad());
+}
+
+TEST_CASE("a scale multiplies what alpha says, not the scale before", "[lora]") {
+  auto model = small_models().wide;
+  auto adapter = trained(model);  // 8 / 4
+  adapter.scale(3);
+  adapter.scale(0.25);
+  const auto want = by_hand(small_models().wide, adapter, 0.5);
+  adapter.attach();
+  CHECK(at::allclose(logits_of(model), want, 1e-4, 1e-4));
+  adapter.detach();
+  adapter.merge();
+  CHECK(at::equal(logits_of(model), want));
+  CHECK(error_of([&] { adapter.scale(1); }).find("scale: this adapter is merged") !=
+        std::string::npos);
 }
 
 TEST_CASE("dropout acts while training alone", "[lora]") {
@@ -161,13 +179,17 @@ TEST_CASE("bfloat16 bases round once", "[lora]") {
   const auto W = model->blocks[1]->as<TransformerBlockImpl>()->ff->fc1->weight.clone();
   adapter.merge();
   const auto tensors = adapter.tensors();
-  const auto update = tensors.at("model.layers.1.mlp.gate_proj.lora_B.weight")
-                          .matmul(tensors.at("model.layers.1.mlp.gate_proj.lora_A.weight"));
-  const auto want = (W.to(at::kFloat) + update * 2).to(at::kBFloat16);
+  const auto A = tensors.at("model.layers.1.mlp.gate_proj.lora_A.weight");
+  const auto B = tensors.at("model.layers.1.mlp.gate_proj.lora_B.weight");
+  const auto want = (W.to(at::kFloat) + B.matmul(A) * 2).to(at::kBFloat16);
   CHECK(at::equal(model->blocks[1]->as<TransformerBlockImpl>()->ff->fc1->weight, want));
   adapter.detach();
   adapter.attach();
   CHECK(logits_of(model).scalar_type() == at::kBFloat16);
+  const auto x = at::randn({5, 128}).to(at::kBFloat16);
+  const auto added = at::linear(at::linear(x.to(at::kFloat), A), B) * 2;
+  CHECK(at::equal(model->blocks[1]->as<TransformerBlockImpl>()->ff->fc1->forward(x),
+                  (at::linear(x, W) + added).to(at::kBFloat16)));
 }
 
 TEST_CASE("the fused engine refuses an adapter and runs a merged one", "[lora]") {
@@ -205,6 +227,12 @@ TEST_CASE("an adapter's files keep it bit for bit", "[lora][peft]") {
       model,
       {.rank = 3, .alpha = 6, .dropout = 0.25, .use_rslora = true, .target_modules = {"v_proj"}});
   save_adapter(adapter, folder / "adapter", "some/base");
+  const auto path = folder / "adapter/adapter_model.safetensors";
+  CHECK(load_safetensors(path).count(
+            "base_model.model.model.layers.3.self_attn.v_proj.lora_A.weight") == 1);
+  CHECK(load_safetensors_metadata(path).at("format") == "pt");
+  CHECK(read_file(folder / "adapter/adapter_config.json").find("\"some/base\"") !=
+        std::string::npos);
   auto back = load_adapter(model, folder / "adapter");
   CHECK(back.config().rank == 3);
   CHECK(back.config().alpha == 6);
@@ -248,6 +276,9 @@ TEST_CASE("what PEFT could mean otherwise is refused by name", "[lora][peft]") {
   other.replace(other.find("q_proj"), 6, "lm_head");
   other.replace(other.find("\"r\": \"5\""), 8, "\"r\": 4");
   CHECK(wrong(other).find("got lm_head") != std::string::npos);
+  other = config;
+  other.replace(other.find("\"none\""), 6, "\"all\"");
+  CHECK(wrong(other).find("bias: expected none, got \"all\"") != std::string::npos);
   other = config;
   other.replace(other.find("\"q_proj\""), 8, "\"k_proj\"");
   CHECK(wrong(other).find("q_proj.lora_A.weight: expected only matrices of target_modules") !=

@@ -7,6 +7,7 @@
 import math
 import pathlib
 import random
+import re
 import struct
 import tempfile
 import unittest
@@ -18,6 +19,7 @@ from test_patch_cli import Page, tensor_file
 
 WIDTH, FEATURES, TOKENS = 16, 24, 7
 SITE = ("--site", "blocks.0.resid_post")
+TRANSCODER = ("--input-site", "blocks.0.resid_post", "--output-site", "blocks.1.mlp_out")
 GREEDY = ("-n", 6, "--greedy", "--seed", 1)
 
 
@@ -35,6 +37,18 @@ def random_sae(seed=5):
         for name, shape in shapes.items()
     }
     return tensors | {"threshold": ([FEATURES], [draw.random() for _ in range(FEATURES)])}
+
+
+def same_sae():
+    """An autoencoder that gives back its input."""
+    same = [float(i == j) for i in range(WIDTH) for j in range(WIDTH)]
+    return zero_sae() | {"W_skip": ([WIDTH, WIDTH], same)}
+
+
+def zero_sae():
+    """An autoencoder that gives zeros."""
+    zeros = {"W_dec": ([FEATURES, WIDTH], [0.0] * FEATURES * WIDTH)}
+    return random_sae() | zeros | {"b_dec": ([WIDTH], [0.0] * WIDTH)}
 
 
 def npz(path, tensors, compression=zipfile.ZIP_STORED):
@@ -108,10 +122,15 @@ class Encode(SaeTest):
         self.file = npz(self.folder / "packed.npz", random_sae(), zipfile.ZIP_DEFLATED)
         self.assertIn("np.savez instead of np.savez_compressed", self.wrong("encode"))
 
+    def test_a_transcoder_explains_its_output(self):
+        self.file = tensor_file(self.folder / "same", **same_sae())
+        self.assertAlmostEqual(self.sae("encode")["explained"], 1, 5)
+        self.assertLess(self.sae("encode", site=TRANSCODER)["explained"], 0.9)
+
     def test_page(self):
         page = self.folder / "page.html"
         run = ("-p", "abc a<b>", "--feature", "3,5,20", "--html", page)
-        self.sae("encode", *run, name="text", ids=None)
+        value = self.sae("encode", *run, name="text", ids=None)
         text = page.read_text(encoding="utf-8")
         found = Page(text)
         for word in ("script", "link", "img", "b"):
@@ -119,12 +138,21 @@ class Encode(SaeTest):
         self.assertNotRegex(text, r"(?i)(src|href)=|url\(|@import|https?:")
         self.assertEqual(found.text.count("abc a<b>"), 3)
         self.assertIn("Feature 20", found.text)
+        colours = re.findall(r'<span[^>]* style="background:(#\w+)"', text)
+        for row in value["features"]:
+            n, active = len(row["activations"]), sum(x > 0 for x in row["activations"])
+            self.assertIn(f"active at {active} of {n} tokens", found.text)
+            grey = [colour == "#b0b0b0" for colour in colours[:n]]
+            self.assertEqual(grey, [True] + [False] * (n - 1))  # BOS is off the scale
+            del colours[:n]
         self.assertIn("--html", self.wrong("encode", "--html", page, code=2))
 
     def test_text(self):
         run = ("sae", "encode", *model("ids"), "--sae", self.file, *SITE, "--ids", PROMPT_IDS)
         shown = gemma(*run).stdout.splitlines()
-        self.assertRegex(shown[0], r"^blocks\.0\.resid_post: .* features a token, .* % explained$")
+        value = self.sae("encode")
+        want = f"{value['l0']:.1f} features a token, {100 * value['explained']:.1f} % explained"
+        self.assertEqual(shown[0], f"blocks.0.resid_post: {want}")
         self.assertEqual(len(shown), 1 + TOKENS)
 
     def test_refusals(self):
@@ -157,16 +185,26 @@ class Reconstruct(SaeTest):
         )
         self.assertAlmostEqual(value["recovered"], share)
         self.assertNotEqual(value["nll_zeroed"], value["nll_reconstructed"])
+        run = ("sae", "reconstruct", *model("ids"), "--sae", self.file, *SITE, "--ids", PROMPT_IDS)
+        shown = gemma(*run).stdout
+        self.assertIn(f": loss {value['nll']:.4f} as it is, ", shown)
+        self.assertIn(f" ({value['increase']:+.4f}), {value['nll_zeroed']:.4f} with zeros", shown)
+        self.assertIn(f"; {100 * value['recovered']:.1f} % recovered\n", shown)
+
+    def test_chunks_are_those_of_perplexity(self):
+        run = ("perplexity", *model("ids"), "--ids", PROMPT_IDS, "-c", 4, "--engine", "eager")
+        value = self.sae("reconstruct", "-c", 4)
+        self.assertAlmostEqual(value["nll"], one_object(*run)["nll"], 6)
+        self.assertNotAlmostEqual(value["nll"], self.sae("reconstruct")["nll"], 3)
+
+    def test_zeros_stand_at_the_output(self):
+        self.file = tensor_file(self.folder / "zero", **zero_sae())
+        value = self.sae("reconstruct", site=TRANSCODER)
+        self.assertAlmostEqual(value["nll_zeroed"], value["nll_reconstructed"], 6)
+        self.assertNotAlmostEqual(value["nll_zeroed"], value["nll"], 3)
 
     def test_one_that_gives_back_its_input_costs_nothing(self):
-        tensors = random_sae()
-        tensors["W_dec"] = ([FEATURES, WIDTH], [0.0] * FEATURES * WIDTH)
-        tensors["b_dec"] = ([WIDTH], [0.0] * WIDTH)
-        tensors["W_skip"] = (
-            [WIDTH, WIDTH],
-            [float(i == j) for i in range(WIDTH) for j in range(WIDTH)],
-        )
-        self.file = tensor_file(self.folder / "same", **tensors)
+        self.file = tensor_file(self.folder / "same", **same_sae())
         value = self.sae("reconstruct")
         self.assertAlmostEqual(value["increase"], 0, 5)
         self.assertAlmostEqual(value["recovered"], 1, 5)

@@ -89,9 +89,11 @@ TEST_CASE("continuations score as the model says without a cache", "[score]") {
   const auto best = greedy(model, some_ids(11, 1), 70);
   auto nearly = best;
   nearly.back() = (nearly.back() + 1) % 1003;
-  // one token, some, more than are appended at once; greedy to the end, and up to the last token
+  const Ids wrong = {(best[0] + 1) % 1003};
+  const auto late = joined(wrong, greedy(model, joined(some_ids(11, 1), wrong), 69));
+  // one token, some, more than are appended at once; greedy to the end, up to the last token, from the second on
   const std::vector<Ids> continuations = {
-      {17}, some_ids(9, 2), some_ids(150, 3), {best[0]}, best, nearly, some_ids(9, 2)};
+      {17}, some_ids(9, 2), some_ids(150, 3), {best[0]}, best, nearly, late, some_ids(9, 2)};
   const auto engine = make_engine(model, {.kind = EngineKind::kEager, .capacity = 200});
   check_scores(model, *engine, some_ids(11, 1), continuations);
   const auto plain =

@@ -7,6 +7,8 @@
 import json
 import math
 import pathlib
+import re
+import struct
 import tempfile
 import unittest
 
@@ -71,6 +73,32 @@ class Make(SteerTest):
                 found.add(value["layers"][1]["norm"])
         self.assertEqual(len(found), 4)
 
+    def test_a_mean_direction_is_of_last_values(self):
+        """Recomputed from what `capture` saves."""
+        self.make("--layers", "1")
+
+        def last(path):
+            return struct.unpack(f"<{WIDTH}f", path.read_bytes()[-4 * WIDTH :])
+
+        def captured(ids):
+            ids, out = ",".join(map(str, ids)), self.folder / "x"
+            run = ("--ids", ids, "--sites", "blocks.1.resid_post", "-o", out)
+            gemma("capture", *model("ids"), *run)
+            return last(out)
+
+        sides = [[captured(ids) for ids in pair] for pair in PAIRS]
+        for i, value in enumerate(last(self.out)):
+            want = sum(positive[i] - negative[i] for positive, negative in sides) / len(PAIRS)
+            self.assertAlmostEqual(value, want, 4)
+
+    def test_pools_see_what_they_say(self):
+        """At layer 0's attn_in a token's value is its own alone."""
+        run = ("-o", self.folder / "x", "--site", "attn_in", "--layers", "0")
+        for pool, negative in (("last", [2, 30, 13]), ("mean", [13, 12])):  # 2 is BOS
+            line = json.dumps({"positive": [2, 12, 13], "negative": negative})
+            same = ("--pairs", self.write("same", line), "--pool", pool)
+            self.assertIn("pairs that differ", self.wrong("make", *run, *same))
+
     def test_llama_cpp_s_file(self):
         value = self.make("--format", "gguf")
         self.assertEqual([row["layer"] for row in value["layers"]], [1])  # it has no layer 0
@@ -130,6 +158,13 @@ class Generate(SteerTest):
         self.assertEqual(self.steer("generate", *run, "--strength", 0)["ids"], plain)
         self.assertNotEqual(self.steer("generate", *run, "--strength=-40")["ids"], plain)
 
+    def test_keep_norm_only_turns(self):
+        self.make()
+        run = ("--ids", PROMPT_IDS, *GREEDY, "--strength=-3")
+        turned = self.steer("generate", *run, "--keep-norm")
+        self.assertTrue(turned["keep_norm"])
+        self.assertNotEqual(self.steer("generate", *run)["ids"], turned["ids"])
+
     def test_a_direction_does_what_a_direction_says(self):
         """A vector at the last layer's resid_post moves the logits by the head's row of it."""
         logits = self.logits({"direction.1": [0.0] * WIDTH})
@@ -150,6 +185,7 @@ class Generate(SteerTest):
         cut = one_object(*run, "--stop", stop)
         want = (text[: text.index(stop)], "stop_string")
         self.assertEqual((cut["text"], cut["finish_reason"]), want)
+        self.assertEqual(one_object(*run, "--stop", text[-1] + "~")["text"], text)  # held back
 
     def test_refusals(self):
         run = ("--ids", PROMPT_IDS)
@@ -183,8 +219,15 @@ class Measure(SteerTest):
 
     def test_json(self):
         self.make()
-        value = self.measure("--strengths", "-2,0,2.5", "--layers", "1")
+        run = ("--strengths", "-2,0,2.5", "--keep-norm")
+        every = self.measure(*run)
+        value = self.measure(*run, "--layers", "1")
         self.fields(value, "direction layers keep_norm tokens against prompts rows grows")
+        self.assertEqual((value["layers"], value["keep_norm"]), ([1], True))
+        self.assertNotEqual(value["rows"], every["rows"])
+        self.assertNotEqual(self.measure(*run[:2])["rows"], every["rows"])
+        self.make("--layers", "1")
+        self.assertEqual(self.measure(*run)["rows"], value["rows"])
         self.assertEqual([token["id"] for token in value["tokens"]], [5, 7])
         self.assertEqual([token["id"] for token in value["against"]], [6])
         self.assertEqual([p["ids"] for p in value["prompts"]], [[2, 12, 13], [2, 70]])
@@ -214,13 +257,20 @@ class Measure(SteerTest):
         self.assertEqual(found.tags.count("li"), 2)
         order = [float(x) for x in text.split("<circle")[1:] for x in [x.split('"')[1]]]
         self.assertEqual(order, sorted(order))  # strengths from the left
+        lines = re.findall(r'<path fill="none" [^>]* d="([^"]*)"', text)
+        self.assertEqual(len(set(lines)), 3)  # two prompts and their mean
 
     def test_text(self):
         self.make()
         run = ("steer", "measure", *model("ids"), "--direction", self.out, *self.RUN)
         shown = gemma(*run, "--prompts-jsonl", self.prompts(), "--strengths", "0,1").stdout
         self.assertIn("ln P(5 7) / P(6) after 2 prompts", shown)
-        self.assertEqual(len(shown.splitlines()), 4)
+        rows = self.measure("--strengths", "0,1")["rows"]
+        self.assertEqual(len(shown.splitlines()), 2 + len(rows))
+        for line, row in zip(shown.splitlines()[2:], rows):
+            want = (row["strength"], row["mean"], *sorted(row["scores"]), row["kl"])
+            for number, value in zip(line.split(), want):
+                self.assertAlmostEqual(float(number), value, 3)
 
     def test_refusals(self):
         self.make()

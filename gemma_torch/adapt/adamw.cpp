@@ -72,7 +72,8 @@ void AdamW::step(double learning_rate, double factor) {
     }
     const auto& slot = slots_[i];
     const auto rows = slot.master.size(0);
-    const auto piece = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, slot.master.numel() / rows));
+    const auto piece =
+        std::max<int64_t>(1, kPiece / std::max<int64_t>(1, slot.master.numel() / rows));
     const auto steps = at::full({}, static_cast<double>(steps_), slot.master.options());
     for (int64_t start = 0; start < rows; start += piece) {
       const auto n = std::min(piece, rows - start);
@@ -111,8 +112,7 @@ void AdamW::publish(size_t index) {
 
 void AdamW::clear_gradients() {
   for (auto& tensor : trained_) {
-    tensor.rows.defined() ? void(tensor.gradient.zero_())
-                          : tensor.parameter.mutable_grad().reset();
+    tensor.rows.defined() ? void(tensor.gradient.zero_()) : tensor.parameter.mutable_grad().reset();
   }
 }
 
@@ -144,7 +144,8 @@ void AdamW::load(const TensorMap& given) {
           shape_str(found->second.sizes()));
   }
   for (const auto& [name, tensor] : given) {
-    check(own.contains(name), "[adamw] state: {}: expected only what is trained, got this too", name);
+    check(
+        own.contains(name), "[adamw] state: {}: expected only what is trained, got this too", name);
   }
   for (const auto& [name, tensor] : own) {
     tensor.copy_(given.at(name));
@@ -164,8 +165,7 @@ double schedule_factor(Schedule schedule, int64_t step, int64_t warmup, int64_t 
   }
   const auto left = static_cast<double>(std::max<int64_t>(total - step, 0)) /
                     static_cast<double>(std::max<int64_t>(total - warmup, 1));
-  return schedule == Schedule::kLinear ? left
-                                       : 0.5 * (1 + std::cos(std::numbers::pi * (1 - left)));
+  return schedule == Schedule::kLinear ? left : 0.5 * (1 + std::cos(std::numbers::pi * (1 - left)));
 }
 
 }  // namespace gemma_torch

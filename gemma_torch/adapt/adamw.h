@@ -9,11 +9,11 @@ namespace gemma_torch {
 
 /// A parameter that an optimiser steps, or rows of one.
 struct TrainedTensor {
-  std::string name = {};    // Hugging Face's or PEFT's
-  at::Tensor parameter;     // float32 or bfloat16
-  bool decays = true;       // weight decay; off for norms
-  at::Tensor rows = {};     // (S) int64 of a (V, E) parameter; undefined: all of it
-  at::Tensor gradient = {}; // (S, E) float32, of such rows; otherwise the parameter's own .grad
+  std::string name = {};     // Hugging Face's or PEFT's
+  at::Tensor parameter;      // float32 or bfloat16
+  bool decays = true;        // weight decay; off for norms
+  at::Tensor rows = {};      // (S) int64 of a (V, E) parameter; undefined: all of it
+  at::Tensor gradient = {};  // (S, E) float32, of such rows; otherwise the parameter's own .grad
 };
 
 struct AdamWOptions {

@@ -44,8 +44,7 @@ double row_loss(at::Tensor& logits, int64_t row, int64_t target, float factor) {
   const auto& kernels = kernels::training_kernels(kernels::best_isa());
   const auto V = logits.size(1);
   if constexpr (std::is_same_v<T, float>) {
-    return kernels.f32.cross_entropy(
-        logits.mutable_data_ptr<float>() + row * V, V, target, factor);
+    return kernels.f32.cross_entropy(logits.mutable_data_ptr<float>() + row * V, V, target, factor);
   } else {
     auto* data = static_cast<kernels::Bf16*>(logits.mutable_data_ptr()) + row * V;
     return kernels.bf16.cross_entropy(data, V, target, factor);

@@ -82,13 +82,14 @@ Trainer::Trainer(Gemma3Model model,
 
 void Trainer::fail_at(const std::string& what, double got, const std::vector<int64_t>& lines) {
   optimizer_.clear_gradients();
-  fail("[trainer] step {}: {}: expected a finite number, got {} (lines {} of {}). Hint: a lower "
-       "--learning-rate, or go on from the last checkpoint with --resume",
-       optimizer_.steps() + 1,
-       what,
-       got,
-       fmt::join(lines, ", "),
-       batches_->data().path());
+  fail(
+      "[trainer] step {}: {}: expected a finite number, got {} (lines {} of {}). Hint: a lower "
+      "--learning-rate, or go on from the last checkpoint with --resume",
+      optimizer_.steps() + 1,
+      what,
+      got,
+      fmt::join(lines, ", "),
+      batches_->data().path());
 }
 
 StepReport Trainer::step() {

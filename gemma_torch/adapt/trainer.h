@@ -13,17 +13,17 @@ struct TrainerOptions {
   AdamWOptions adamw = {};
   double learning_rate = 2e-4;
   Schedule schedule = Schedule::kLinear;
-  int64_t warmup = 0;         // optimiser steps
-  int64_t steps = 1;          // optimiser steps in all
-  int64_t epochs = 0;         // the last step ends with this many; 0: steps alone decide
-  int64_t accumulate = 1;     // batches of one step
-  double max_grad_norm = 1;   // gradients are shortened to it; 0: as they are
+  int64_t warmup = 0;        // optimiser steps
+  int64_t steps = 1;         // optimiser steps in all
+  int64_t epochs = 0;        // the last step ends with this many; 0: steps alone decide
+  int64_t accumulate = 1;    // batches of one step
+  double max_grad_norm = 1;  // gradients are shortened to it; 0: as they are
 };
 
 struct StepReport {
-  int64_t step = 0;  // from 1
-  int64_t epoch = 0;  // from 0, of the step's first batch
-  double loss = 0;   // mean over the step's targets, nats
+  int64_t step = 0;      // from 1
+  int64_t epoch = 0;     // from 0, of the step's first batch
+  double loss = 0;       // mean over the step's targets, nats
   double grad_norm = 0;  // before it is clipped
   double learning_rate = 0;
   int64_t tokens = 0, targets = 0;

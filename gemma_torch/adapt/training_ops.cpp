@@ -23,7 +23,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-constexpr int64_t kNormBlocks = 16;  // partial sums of a norm's scale: one order for any number of threads
+constexpr int64_t kNormBlocks =
+    16;  // partial sums of a norm's scale: one order for any number of threads
 
 // Rows that are worth a thread of their own: about 32 KiB.
 int64_t grain(int64_t columns) {
@@ -64,11 +65,18 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
   at::parallel_for(0, x.size(0) * T, grain(H * D), [&](int64_t begin, int64_t end) {
     for (auto row = begin * H; row < end * H; ++row) {
       const auto angle = row / H % T * D;
-      x.scalar_type() == at::kFloat
-          ? kernel.rope_f32(
-                data<float>(x) + row * D, c + angle, s + angle, mutable_data<float>(y) + row * D, 1, D)
-          : kernel.rope_bf16(
-                data<Bf16>(x) + row * D, c + angle, s + angle, mutable_data<Bf16>(y) + row * D, 1, D);
+      x.scalar_type() == at::kFloat ? kernel.rope_f32(data<float>(x) + row * D,
+                                                      c + angle,
+                                                      s + angle,
+                                                      mutable_data<float>(y) + row * D,
+                                                      1,
+                                                      D)
+                                    : kernel.rope_bf16(data<Bf16>(x) + row * D,
+                                                       c + angle,
+                                                       s + angle,
+                                                       mutable_data<Bf16>(y) + row * D,
+                                                       1,
+                                                       D);
     }
   });
   return y;
@@ -85,19 +93,18 @@ struct Norm : Function<Norm> {
     const auto& kernel = kernels::row_kernels();
     at::parallel_for(0, x.numel() / columns, grain(columns), [&](int64_t begin, int64_t end) {
       const auto start = begin * columns, rows = end - begin;
-      x.scalar_type() == at::kFloat
-          ? kernel.rms_norm_f32(data<float>(x) + start,
-                                data<float>(scale),
-                                mutable_data<float>(y) + start,
-                                rows,
-                                columns,
-                                eps)
-          : kernel.rms_norm_bf16(data<Bf16>(x) + start,
-                                 data<Bf16>(scale),
-                                 mutable_data<Bf16>(y) + start,
-                                 rows,
-                                 columns,
-                                 eps);
+      x.scalar_type() == at::kFloat ? kernel.rms_norm_f32(data<float>(x) + start,
+                                                          data<float>(scale),
+                                                          mutable_data<float>(y) + start,
+                                                          rows,
+                                                          columns,
+                                                          eps)
+                                    : kernel.rms_norm_bf16(data<Bf16>(x) + start,
+                                                           data<Bf16>(scale),
+                                                           mutable_data<Bf16>(y) + start,
+                                                           rows,
+                                                           columns,
+                                                           eps);
     });
     context->save_for_backward({x, scale});
     context->saved_data["eps"] = eps;
@@ -159,10 +166,8 @@ struct GeluMul : Function<GeluMul> {
     with_type_of(gate, [&](auto type) {
       using T = decltype(type);
       at::parallel_for(0, gate.numel(), grain(1), [&](int64_t begin, int64_t end) {
-        row_training<T>().gelu_mul(data<T>(gate) + begin,
-                                   data<T>(up) + begin,
-                                   mutable_data<T>(y) + begin,
-                                   end - begin);
+        row_training<T>().gelu_mul(
+            data<T>(gate) + begin, data<T>(up) + begin, mutable_data<T>(y) + begin, end - begin);
       });
     });
     context->save_for_backward({gate, up});
@@ -265,8 +270,7 @@ struct Attention : Function<Attention> {
 }  // namespace
 
 bool has_training_kernels(const at::Tensor& x) {
-  return x.device().is_cpu() &&
-         (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+  return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 at::Tensor norm_op(const at::Tensor& x, const at::Tensor& scale, double eps) {

@@ -158,10 +158,10 @@ at::Tensor TrainingPass::head_back(const at::Tensor& x,
     h = norm(model_->final_norm, scored);
   }
   const auto& weight = model_->out_head->weight;
-  const HeadWeightGradient wanted{
-      rows_, rows_.defined()         ? rows_gradient_
-             : weight.requires_grad() ? gradient_room(weight)
-                                      : at::Tensor()};
+  const HeadWeightGradient wanted{rows_,
+                                  rows_.defined()          ? rows_gradient_
+                                  : weight.requires_grad() ? gradient_room(weight)
+                                                           : at::Tensor()};
   const auto found = cross_entropy(h, weight, batch.targets, factor, wanted);
   loss = found.loss;
   torch::autograd::backward({h}, {found.hidden});
@@ -178,9 +178,8 @@ void TrainingPass::embedding_back(const at::Tensor& ids, const at::Tensor& slope
   }
   const auto places = place_of_.index_select(/*dim=*/0, ids.flatten());
   const auto known = places.ge(0);  // padding may be none of the rows, and has no gradient
-  rows_gradient_.index_add_(/*dim=*/0,
-                            places.clamp_min(0),
-                            rows.to(rows_gradient_.scalar_type()) * known.unsqueeze(1));
+  rows_gradient_.index_add_(
+      /*dim=*/0, places.clamp_min(0), rows.to(rows_gradient_.scalar_type()) * known.unsqueeze(1));
 }
 
 double TrainingPass::backward(const TrainingBatch& batch, double factor) {

@@ -51,7 +51,10 @@ class TrainingPass {
                        const Shared& shared) const;
   Step run(int64_t layer, const at::Tensor& x, const Shared& shared, bool wants_input) const;
   at::Tensor back(Step& step, const at::Tensor& slope, const Shared& shared) const;
-  at::Tensor head_back(const at::Tensor& x, const TrainingBatch& batch, double factor, double& loss);
+  at::Tensor head_back(const at::Tensor& x,
+                       const TrainingBatch& batch,
+                       double factor,
+                       double& loss);
   void embedding_back(const at::Tensor& ids, const at::Tensor& slope);
   at::Tensor norm(const RMSNorm& norm, const at::Tensor& x) const;
 

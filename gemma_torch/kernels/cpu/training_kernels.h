@@ -24,8 +24,7 @@ struct RowTraining {
 
   /// y[j] = gelu(gate[j]) up[j], gelu with tanh; and its gradients.
   void (*gelu_mul)(const T* gate, const T* up, T* y, int64_t n);
-  void (*gelu_mul_backward)(
-      const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n);
+  void (*gelu_mul_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n);
 
   /// Softmax of scale * x over x[begin] .. x[end - 1], in place; the rest of the n numbers becomes 0.
   struct Seen {

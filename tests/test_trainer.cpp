@@ -1,0 +1,244 @@
+#include "gemma_torch/adapt/trainer.h"
+
+#include <ATen/Functions.h>
+#include <torch/optim/adamw.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "gemma_torch/adapt/checkpoint.h"
+#include "gemma_torch/adapt/cross_entropy.h"
+#include "gemma_torch/adapt/trained_set.h"
+#include "support/catch.h"
+#include "support/error_of.h"
+#include "support/lines_file.h"
+#include "support/scratch.h"
+#include "support/small_models.h"
+
+using namespace gemma_torch;
+using namespace gemma_torch::test;
+
+namespace {
+
+// A small model, its adapter and what trains it on nine lines of ids.
+struct Run {
+  explicit Run(const TrainerOptions& options, bool recompute = false)
+      : file(id_lines({12, 5, 9, 20, 7, 16, 4, 11, 8})),
+        data(file.path, nullptr, {.vocab_size = 1003}),
+        model(small_models().wide),
+        batches(data, {.rows = 2, .seed = 3}),
+        pass(model, {.recompute = recompute}) {
+    torch::manual_seed(5);
+    adapter = std::make_unique<Adapter>(model, LoraConfig{.rank = 3, .dropout = 0.2});
+    adapter->attach();
+    const auto trained = train_adapter(model, *adapter, /*narrow=*/true);
+    trainer = std::make_unique<Trainer>(model, pass, batches, trained, options);
+  }
+
+  LinesFile file;
+  TrainingData data;
+  Gemma3Model model;
+  Batches batches;
+  TrainingPass pass;
+  std::unique_ptr<Adapter> adapter;
+  std::unique_ptr<Trainer> trainer;
+};
+
+constexpr TrainerOptions kOptions = {
+    .learning_rate = 1e-2, .warmup = 2, .steps = 8, .accumulate = 2};
+
+void check_same_bits(const TensorMap& found, const TensorMap& expected) {
+  REQUIRE(found.size() == expected.size());
+  for (const auto& [name, tensor] : expected) {
+    INFO(name);
+    CHECK(at::equal(found.at(name), tensor));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("AdamW steps as torch::optim::AdamW does", "[training]") {
+  torch::manual_seed(1);
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  auto ours = at::randn({7, 5}).to(dtype).requires_grad_();
+  auto norm = at::randn({5}).to(dtype).requires_grad_();
+  auto theirs = ours.detach().to(at::kFloat).requires_grad_();
+  auto their_norm = norm.detach().to(at::kFloat).requires_grad_();
+  AdamW optimizer(
+      {{.name = "w", .parameter = ours}, {.name = "n", .parameter = norm, .decays = false}},
+      {.weight_decay = 0.1});
+  torch::optim::AdamW decayed({theirs}, torch::optim::AdamWOptions(0.01).weight_decay(0.1));
+  torch::optim::AdamW plain({their_norm}, torch::optim::AdamWOptions(0.01).weight_decay(0));
+  for (int step = 0; step < 5; ++step) {
+    ours.mutable_grad() = at::randn({7, 5}).to(dtype);
+    norm.mutable_grad() = at::randn({5}).to(dtype);
+    theirs.mutable_grad() = ours.grad().to(at::kFloat) * 0.5;
+    their_norm.mutable_grad() = norm.grad().to(at::kFloat) * 0.5;
+    optimizer.step(0.01, 0.5);
+    decayed.step();
+    plain.step();
+    CHECK_FALSE(ours.grad().defined());
+  }
+  const auto state = optimizer.state();
+  CHECK((state.at("w") - theirs).abs().max().item<double>() < 1e-6);
+  CHECK((state.at("n") - their_norm).abs().max().item<double>() < 1e-6);
+  CHECK(at::equal(ours, state.at("w").to(dtype)));
+}
+
+TEST_CASE("rows of a parameter are stepped alone", "[training]") {
+  auto weight = at::randn({6, 4}).to(at::kBFloat16);
+  const auto before = weight.clone();
+  auto gradient = at::ones({2, 4});
+  AdamW optimizer(
+      {{.name = "w", .parameter = weight, .rows = at::tensor({1, 4}), .gradient = gradient}}, {});
+  optimizer.step(0.5);
+  CHECK((weight - before)[1].abs().min().item<double>() > 0.4);
+  CHECK((weight - before)[4].abs().min().item<double>() > 0.4);
+  for (const int64_t row : {0, 2, 3, 5}) {
+    CHECK(at::equal(weight[row], before[row]));
+  }
+  CHECK(gradient.abs().max().item<double>() == 0);
+}
+
+TEST_CASE("schedules are those of transformers", "[training]") {
+  // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup of 4 warm-up steps of 20.
+  CHECK(schedule_factor(Schedule::kConstant, 1, 4, 20) == Approx(0.25));
+  CHECK(schedule_factor(Schedule::kConstant, 19, 4, 20) == Approx(1.0));
+  CHECK(schedule_factor(Schedule::kLinear, 4, 4, 20) == Approx(1.0));
+  CHECK(schedule_factor(Schedule::kLinear, 12, 4, 20) == Approx(0.5));
+  CHECK(schedule_factor(Schedule::kCosine, 8, 4, 20) == Approx(0.8535533906));
+  CHECK(schedule_factor(Schedule::kCosine, 20, 4, 20) == Approx(0.0).margin(1e-12));
+}
+
+TEST_CASE("cross-entropy and its gradients are PyTorch's, in pieces too", "[training]") {
+  torch::manual_seed(2);
+  const auto [rows, vocabulary] =
+      GENERATE(std::pair<int64_t, int64_t>{9, 50}, std::pair<int64_t, int64_t>{130, 262'144});
+  const auto hidden = at::randn({rows, 8}).requires_grad_();
+  const auto weight = at::randn({vocabulary, 8}).requires_grad_();
+  const auto targets = at::randint(vocabulary, {rows});
+  const auto losses = at::cross_entropy_loss(
+      hidden.matmul(weight.t()), targets, /*weight=*/{}, at::Reduction::None);
+  (losses.sum() * 0.5).backward();
+  auto all = at::zeros_like(weight);
+  const auto found = cross_entropy(hidden, weight, targets, 0.5, {{}, all});
+  const auto wanted = at::tensor({3, 17, 49});
+  auto some = at::zeros({3, 8});
+  cross_entropy(hidden, weight, targets, 0.5, {wanted, some});
+  const auto off = [](const at::Tensor& a, const at::Tensor& b) {
+    return (a - b).abs().max().item<double>() / b.abs().max().item<double>();
+  };
+  CHECK(off(cross_entropy_loss(hidden, weight, targets), losses) < 1e-5);
+  CHECK(std::abs(found.loss - losses.sum().item<double>()) < 1e-4 * found.loss);
+  CHECK(off(found.hidden, hidden.grad()) < 1e-4);
+  CHECK(off(all, weight.grad()) < 1e-4);
+  CHECK(off(some, weight.grad().index_select(0, wanted)) < 1e-4);
+  CHECK(
+      error_of(
+          [&] { cross_entropy(hidden, weight, at::full({rows}, vocabulary, at::kLong), 1); }) ==
+      fmt::format("[cross_entropy] targets: expected 0 .. {}, got {}", vocabulary - 1, vocabulary));
+}
+
+TEST_CASE("a run that is cut and goes on ends in the same bits", "[training]") {
+  const bool recompute = GENERATE(false, true);
+  Run whole(kOptions, recompute);
+  while (!whole.trainer->done()) {
+    whole.trainer->step();
+  }
+  Run first(kOptions, recompute);
+  for (int step = 0; step < 3; ++step) {
+    first.trainer->step();
+  }
+  const ScratchFolder folder("gemma_checkpoints");
+  const auto path = folder.path().string();
+  Checkpoints(path).save(*first.trainer, {{"note", 1}});
+  Run second(kOptions, recompute);
+  torch::manual_seed(99);
+  Checkpoints(path).load(3, *second.trainer);
+  while (!second.trainer->done()) {
+    second.trainer->step();
+  }
+  check_same_bits(second.trainer->state(), whole.trainer->state());
+}
+
+TEST_CASE("blocks that are run again draw the same dropout", "[training]") {
+  Run plain(kOptions), again(kOptions, /*recompute=*/true);
+  for (int step = 0; step < 3; ++step) {
+    plain.trainer->step();
+    again.trainer->step();
+  }
+  check_same_bits(again.trainer->state(), plain.trainer->state());
+}
+
+TEST_CASE("a step learns, and reports what it did", "[training]") {
+  auto options = kOptions;
+  options.steps = 40;
+  Run run(options);
+  const auto first = run.trainer->step();
+  CHECK(first.step == 1);
+  CHECK(first.learning_rate == 0);
+  CHECK(first.targets == 4);
+  auto last = first;
+  while (!run.trainer->done()) {
+    last = run.trainer->step();
+  }
+  CHECK(last.loss < first.loss - 1);
+  Batches held(run.data, {.rows = 4, .shuffle = false});
+  const auto once = evaluate(run.model, run.pass, held);
+  CHECK(evaluate(run.model, run.pass, held).loss == once.loss);  // no dropout, from the start
+  CHECK(once.targets == run.data.targets());
+}
+
+TEST_CASE("what is no number stops training before a parameter changes", "[training]") {
+  Run run(kOptions);
+  run.trainer->step();
+  const auto before = run.adapter->parameters()[0].detach().clone();
+  {
+    const torch::NoGradGuard no_grad;
+    run.adapter->parameters()[3].fill_(NAN);
+  }
+  const auto message = error_of([&] { run.trainer->step(); });
+  CHECK_THAT(message, Catch::Contains("[trainer] step 2: loss: expected a finite number, got nan"));
+  CHECK_THAT(message, Catch::Contains("of " + run.file.path));
+  CHECK(at::equal(run.adapter->parameters()[0], before));
+}
+
+TEST_CASE("checkpoints are whole, and only what is asked for stays", "[training]") {
+  Run run(kOptions);
+  const ScratchFolder folder("gemma_checkpoints");
+  const auto path = folder.path().string();
+  Checkpoints checkpoints(path);
+  for (int step = 0; step < 3; ++step) {
+    run.trainer->step();
+    checkpoints.save(*run.trainer, {{"step", step}});
+  }
+  checkpoints.keep_only({1, 3});
+  CHECK(checkpoints.steps() == std::vector<int64_t>{1, 3});
+  CHECK(checkpoints.facts(3).at("step") == 2);
+  // What a cut writing and a cut removal leave behind.
+  std::filesystem::create_directories(path + "/step-00000004.Xy3dEf");
+  std::filesystem::create_directories(path + "/step-00000002.gone");
+  CHECK(Checkpoints(path).steps() == std::vector<int64_t>{1, 3});
+  CHECK_FALSE(std::filesystem::exists(path + "/step-00000004.Xy3dEf"));
+  CHECK_FALSE(std::filesystem::exists(path + "/step-00000002.gone"));
+  std::ofstream(path + "/step-00000003/state.safetensors") << "short";
+  CHECK_THAT(error_of([&] { checkpoints.load(3, *run.trainer); }),
+             Catch::Contains("step-00000003/state.safetensors"));
+}
+
+TEST_CASE("parameters are chosen by globs", "[training]") {
+  auto model = small_models().wide;
+  const auto trained = train_parameters(model, {"model.layers.1.mlp.*", "*norm.weight"});
+  int64_t norms = 0;
+  for (const auto& tensor : trained) {
+    norms += tensor.decays ? 0 : 1;
+    CHECK(tensor.parameter.requires_grad());
+  }
+  CHECK(norms == 4 * 6 + 1);
+  CHECK(trained.size() == 3 + 25);
+  CHECK_FALSE(model->tok_emb->weight.requires_grad());
+  CHECK_THAT(error_of([&] { train_parameters(model, {"*.mlp.*", "lm_head"}); }),
+             Catch::Contains("got \"lm_head\""));
+}
