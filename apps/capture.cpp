@@ -5,9 +5,11 @@
 #include <memory>
 
 #include "common.h"
+#include "fingerprint.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/inspect/site_table.h"
+#include "part_journal.h"
 #include "prompts.h"
 
 namespace gemma_torch::apps {
@@ -19,6 +21,7 @@ struct CaptureFlags {
   std::vector<std::string> sites = {};
   std::string out = {};
   std::string save_dtype = "auto";
+  bool resume = false;
   bool list = false;
   bool json = false;
 };
@@ -76,6 +79,32 @@ void report(const CaptureFlags& flags,
                          static_cast<double>(done.bytes) / 1e6));
 }
 
+// What a part of a file must have been made with, to be gone on with.
+nlohmann::json header_json(const CaptureFlags& flags,
+                           const Pretrained& loaded,
+                           const std::vector<std::vector<int64_t>>& prompts) {
+  auto header = numbers_json(loaded);
+  Fingerprint tokens;
+  for (const auto& ids : prompts) {
+    tokens.add(ids);
+  }
+  header.update({{"format", "gemma capture 1"},
+                 {"model", model_path(flags.model.model)},
+                 {"sites", flags.sites},
+                 {"save_dtype", flags.save_dtype},
+                 {"numbered", flags.prompts.many()},
+                 {"prompts", prompts.size()},
+                 {"tokens", tokens.hex()}});
+  return header;
+}
+
+// Sets where to go on, and notes how far the work is.
+void go_on(CaptureOptions& options, PartJournal& journal) {
+  const auto last = journal.last();
+  options.kept_prompts = last.is_null() ? 0 : last.at("prompts").get<int64_t>();
+  options.on_prompt = [&journal](int64_t prompts) { journal.append({{"prompts", prompts}}); };
+}
+
 void run_capture(const CaptureFlags& flags) {
   if (flags.list) {
     list_sites(flags.json);
@@ -97,8 +126,16 @@ void run_capture(const CaptureFlags& flags) {
     progress.show(written, total);
     return !interrupted();
   };
+  std::optional<PartJournal> journal;
+  if (flags.resume) {
+    journal.emplace(flags.out, header_json(flags, loaded, prompts));
+    go_on(options, *journal);
+  }
   catch_interrupt();
   const auto done = capture(loaded.model, prompts, options, flags.out);
+  if (journal) {
+    journal->remove();
+  }
   report(flags, done, prompts.size(), dtype_name(loaded.config.dtype));
 }
 
@@ -112,6 +149,7 @@ void add_capture(CLI::App& app) {
       ->delimiter(',')
       ->allow_extra_args(false);
   command->add_option("-o,--out", flags->out, "the file to make");
+  add_resume_flag(*command, flags->resume);
   add_prompt_flags(*command, flags->prompts);
   add_module_flags(*command, flags->model);
   command

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "gemma_torch/base/device.h"
+
 namespace gemma_torch::apps {
 
 void Fingerprint::add(const void* data, size_t bytes) {
@@ -38,6 +40,12 @@ std::string fingerprint(const Gemma3Model& model) {
     add(item.key(), item.value());
   }
   return result.hex();
+}
+
+nlohmann::json numbers_json(const Pretrained& loaded) {
+  return {{"weights", fingerprint(loaded.model)},
+          {"dtype", dtype_name(loaded.config.dtype)},
+          {"device", loaded.model->tok_emb->weight.device().str()}};
 }
 
 }  // namespace gemma_torch::apps

@@ -6,8 +6,10 @@
 #include <cmath>
 
 #include "common.h"
+#include "fingerprint.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
+#include "part_journal.h"
 #include "window_flags.h"
 
 namespace gemma_torch::apps {
@@ -18,18 +20,17 @@ struct KlFlags {
   TextOptions text = {};
   std::string file = {};
   int64_t chunk = 512;
+  bool resume = false;
   bool json = false;
 };
 
-// Metadata that says which vocabulary the ids are of: its pieces as one number (FNV-1a).
+// Metadata that says which vocabulary the ids are of: its pieces as one number.
 std::string vocabulary_hash(const Tokenizer& tokenizer) {
-  uint64_t hash = 0xcbf29ce484222325;
+  Fingerprint pieces;
   for (int64_t id = 0; id < tokenizer.size(); ++id) {
-    for (const char c : tokenizer.piece(id) + '\0') {
-      hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-    }
+    pieces.add(tokenizer.piece(id));
   }
-  return fmt::format("{:016x}", hash);
+  return pieces.hex();
 }
 
 std::function<void(int64_t, int64_t)> shown_on(Progress& progress, const char* left) {
@@ -52,18 +53,59 @@ Metadata describe(const KlFlags& flags, const Pretrained& loaded, const Engine& 
   return about;
 }
 
+// What a part of a file must have been made with, to be gone on with.
+nlohmann::json header_json(const KlFlags& flags,
+                           const Pretrained& loaded,
+                           const Engine& engine,
+                           const std::vector<int64_t>& ids) {
+  const auto report = engine.report(/*depth=*/0);
+  auto header = numbers_json(loaded);
+  header.update(nlohmann::json(describe(flags, loaded, engine)));
+  Fingerprint tokens;
+  tokens.add(ids);
+  header.update({{"format", "gemma kl save 1"},
+                 {"isa", report.isa},
+                 {"cached", report.cached},
+                 {"kv", flags.model.kv},
+                 {"products", flags.model.products},
+                 {"chunk", flags.chunk},
+                 {"tokens", tokens.hex()}});
+  return header;
+}
+
+// Sets where to go on, and notes how far the work is.
+void go_on(SaveOptions& options, PartJournal& journal) {
+  const auto last = journal.last();
+  options.from = last.is_null() ? SavedPart{}
+                                : SavedPart{last.at("positions").get<int64_t>(),
+                                            last.at("log_prob").get<double>()};
+  options.on_part = [&journal](const SavedPart& part) {
+    journal.append({{"positions", part.positions}, {"log_prob", part.log_prob}});
+  };
+}
+
 void run_save(const KlFlags& flags) {
   const auto loaded = load(flags.model);
   const auto ids = read_ids(flags.text, loaded.tokenizer);
   const WindowOptions windows{.chunk = flags.chunk, .bos_id = bos_id(loaded.tokenizer)};
   const auto needed = window_tokens(static_cast<int64_t>(ids.size()), windows);
   const auto engine = make_engine(loaded, flags.model, needed);
+  SaveOptions options{.windows = windows, .metadata = describe(flags, loaded, *engine)};
+  std::optional<PartJournal> journal;
+  if (flags.resume) {
+    journal.emplace(flags.file, header_json(flags, loaded, *engine, ids));
+    go_on(options, *journal);
+  }
   catch_interrupt();
   Progress progress("tokens");
-  auto shown = windows;
-  shown.on_progress = shown_on(progress, "; nothing was written");
-  const auto done =
-      save_distributions(*engine, ids, shown, describe(flags, loaded, *engine), flags.file);
+  options.windows.on_progress =
+      shown_on(progress,
+               flags.resume ? ". Hint: the same command goes on from there"
+                            : "; nothing was written. Hint: with --resume a later run goes on");
+  const auto done = save_distributions(*engine, ids, options, flags.file);
+  if (journal) {
+    journal->remove();
+  }
   if (flags.json) {
     print_json({{"out", flags.file},
                 {"tokens", ids.size()},
@@ -177,6 +219,7 @@ void add_save(CLI::App& app) {
   auto* command = app.add_subcommand("save", "the distributions over a text, to a file");
   auto flags = std::make_shared<KlFlags>();
   command->add_option("-o,--out", flags->file, "the file to make")->required();
+  add_resume_flag(*command, flags->resume);
   add_model_flags(*command, flags->model);
   add_text_flags(*command, flags->text);
   add_chunk_flag(*command, flags->chunk);

@@ -13,10 +13,12 @@
 
 #include "common.h"
 #include "edit_flags.h"
+#include "fingerprint.h"
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/error.h"
 #include "patch_sweep.h"
 #include "prompts.h"
+#include "results_file.h"
 
 namespace gemma_torch::apps {
 namespace {
@@ -30,6 +32,7 @@ struct PatchFlags {
   std::vector<std::string> sweep = {};
   std::optional<uint64_t> seed = {};
   std::string html = {};
+  std::string out = {};
   int64_t top = 5;
   int64_t batch = 16;
   bool json = false;
@@ -161,6 +164,30 @@ void run_edits(const PatchFlags& flags,
   flags.json ? print_json(value) : print_outcomes(value);
 }
 
+// The first line of a sweep's file of scores.
+nlohmann::json header_json(const PatchFlags& flags, const Pretrained& loaded, const SweepCase& of) {
+  auto header = numbers_json(loaded);
+  Fingerprint clean, corrupted;
+  clean.add(of.clean);
+  corrupted.add(of.corrupted);
+  header.update({{"format", "gemma patch sweep 1"},
+                 {"sites", flags.sweep},
+                 {"tokens", of.tokens},
+                 {"batch", flags.batch},
+                 {"clean", clean.hex()},
+                 {"corrupted", corrupted.hex()}});
+  return header;
+}
+
+// A row for each pass: {"scores": [..]}.
+void go_on(SweepOptions& options, ResultsFile& file) {
+  for (const auto& row : file.found()) {
+    const auto scores = row.at("scores").get<std::vector<double>>();
+    options.found.insert(options.found.end(), scores.begin(), scores.end());
+  }
+  options.on_scores = [&file](const auto& scores) { file.append({{"scores", scores}}); };
+}
+
 void run_sweep(const PatchFlags& flags,
                const Pretrained& loaded,
                const std::vector<int64_t>& clean,
@@ -174,6 +201,11 @@ void run_sweep(const PatchFlags& flags,
     progress.show(done, total);
     return !interrupted();
   };
+  std::optional<ResultsFile> file;
+  if (!flags.out.empty()) {
+    file.emplace(flags.out, header_json(flags, loaded, of));
+    go_on(options, *file);
+  }
   catch_interrupt();
   const auto result =
       sweep(loaded.model, as_row(clean, loaded), as_row(of.corrupted, loaded), options);
@@ -192,8 +224,8 @@ void run_patch(const PatchFlags& flags) {
   if (swept == !flags.edits.empty()) {
     throw CLI::RequiredError(swept ? "Either --edit or --sweep" : "--edit or --sweep");
   }
-  if (!flags.html.empty() && !swept) {
-    throw CLI::RequiresError("--html", "--sweep");
+  if (!swept && !(flags.html.empty() && flags.out.empty())) {
+    throw CLI::RequiresError("--html and --out", "--sweep");
   }
   if (swept && !flags.tokens.given()) {
     throw CLI::RequiredError("--tokens");
@@ -236,6 +268,10 @@ void add_patch(CLI::App& app) {
   command->add_option("--top", flags->top, "how many next tokens")->capture_default_str();
   command->add_option("--seed", flags->seed, "of noise [random, printed]");
   command->add_option("--html", flags->html, "of a sweep: a page with its heatmaps");
+  command->add_option("-o,--out",
+                      flags->out,
+                      "of a sweep: JSON lines of its scores, written pass by pass; a run that was "
+                      "cut goes on");
   command->add_option("--batch", flags->batch, "of a sweep: patched runs in one pass")
       ->capture_default_str();
   add_module_flags(*command, flags->model);

@@ -64,7 +64,14 @@ ResultsFile::ResultsFile(std::string path, const nlohmann::json& header)
         path_,
         std::strerror(errno));
   if (whole == 0) {
-    write_all(file_.get(), first, path_);
+    header_ = first;
+  }
+}
+
+// Refused work would leave a header, and its correction be refused for that.
+ResultsFile::~ResultsFile() {
+  if (!header_.empty()) {
+    ::unlink(path_.c_str());
   }
 }
 
@@ -92,7 +99,8 @@ void ResultsFile::check_header(const std::string& line, const nlohmann::json& he
 }
 
 void ResultsFile::append(const nlohmann::json& row) {
-  write_all(file_.get(), line_of(row), path_);
+  write_all(file_.get(), header_ + line_of(row), path_);
+  header_.clear();
 }
 
 }  // namespace gemma_torch::apps

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/inspect/parity.h"
 #include "gemma_torch/inspect/site_table.h"
 #include "support/catch.h"
@@ -266,6 +267,42 @@ TEST_CASE("values go to the file as they are formed and are not kept", "[capture
   };
   run();
   CHECK(calls == 24);
+}
+
+TEST_CASE("capturing that was cut anywhere goes on to the same bytes", "[capture]") {
+  const ScratchFolder folder("gemma_capture_part");
+  const auto path = folder / "x", part = part_path(path);
+  const auto model = small_models().wide;
+  const std::vector<std::vector<int64_t>> prompts = {some_ids(9), {7}, some_ids(70), {3, 4}};
+  CaptureOptions options{.sites = {"blocks.2.z", "logits"}, .numbered = true};
+  capture(model, prompts, options, folder / "whole");
+  const auto bytes = read_file(folder / "whole");
+  const auto run = [&] { return error_of([&] { capture(model, prompts, options, path); }); };
+  int64_t kept = 0, tensors = 0;
+  for (int64_t cut = 1; cut <= 8; ++cut) {  // tensors; 8: all but the file's name
+    CAPTURE(cut);
+    kept = tensors = 0;
+    options.kept_prompts = 0;
+    options.on_prompt = [&](int64_t n) { kept = n; };
+    options.on_progress = [&](int64_t done, int64_t) { return done < cut; };
+    CHECK_THAT(run(), Catch::Contains("tensors, finished prompts are kept"));
+    CHECK(kept == cut / 2);
+    CHECK_FALSE(std::filesystem::exists(path));
+    if (cut % 2 == 1) {  // what a killed process had begun to write
+      std::filesystem::resize_file(part, std::filesystem::file_size(part) - 5);
+    }
+    options.kept_prompts = kept;
+    options.on_progress = [&](int64_t, int64_t) { return ++tensors > 0; };
+    CHECK(run() == "");
+    CHECK(tensors == 8 - 2 * (cut / 2));  // finished prompts are not run again
+    CHECK(read_file(path) == bytes);
+    CHECK_FALSE(std::filesystem::exists(part));
+    std::filesystem::remove(path);
+  }
+  options.kept_prompts = 5;
+  CHECK_THAT(run(), Catch::Contains("[capture] kept_prompts: expected 0 to 4, got 5"));
+  options.kept_prompts = 1;  // of which there is nothing
+  CHECK_THAT(run(), Catch::Contains(part) && Catch::Contains("Hint: remove it to start anew"));
 }
 
 TEST_CASE("what cannot be captured leaves no file", "[capture]") {

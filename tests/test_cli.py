@@ -72,6 +72,12 @@ def model(name):
     return "-m", MODELS / name
 
 
+def wait_for_lines(path, count, run):
+    """Returns once the file that a running program writes has so many lines."""
+    while run.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= count):
+        time.sleep(0.01)
+
+
 class CliTest(unittest.TestCase):
     maxDiff = None
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/inspect/surprisal.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -143,7 +144,7 @@ TEST_CASE("saved distributions are read back to what their codes allow", "[kl]")
     CAPTURE(chunk);
     const WindowOptions windows{.chunk = chunk, .bos_id = 2};
     const auto report =
-        save_distributions(*eager(model, 96), ids, windows, {{"model", "small"}}, folder / "x");
+        save_distributions(*eager(model, 96), ids, {windows, {{"model", "small"}}}, folder / "x");
     const auto P = chunk == 0 ? 89 : 2 * 19;
     CHECK(report.positions == P);
     CHECK(report.bytes == std::filesystem::file_size(folder / "x"));
@@ -175,7 +176,7 @@ TEST_CASE("an engine compared with its own file is at the codes' floor", "[kl]")
   const ScratchFolder folder("gemma_kl_self");
   auto models = small_models();
   const auto ids = some_ids(90);
-  save_distributions(*eager(models.wide, 90), ids, {.chunk = 0}, {}, folder / "x");
+  save_distributions(*eager(models.wide, 90), ids, {.windows = {.chunk = 0}}, folder / "x");
   const SavedDistributions saved(folder / "x");
   int64_t last = 0;
   const auto self =
@@ -198,24 +199,86 @@ TEST_CASE("an engine compared with its own file is at the codes' floor", "[kl]")
   CHECK(other.other_nll.value == Approx(direct.other_nll.value).epsilon(1e-6));
 }
 
+TEST_CASE("saving that was cut anywhere goes on to the same bytes", "[kl]") {
+  const ScratchFolder folder("gemma_kl_part");
+  const auto path = folder / "x";
+  auto models = small_models();
+  const auto ids = some_ids(170);
+  // A later run has an engine of its own, which has not seen what was done.
+  const auto save = [&](bool fused, const SaveOptions& options) {
+    const auto engine =
+        fused ? make_engine(models.rounded, {.kind = EngineKind::kFused, .capacity = 169})
+              : eager(models.wide, 169);
+    return save_distributions(*engine, ids, options, path);
+  };
+  for (const int kind : {0, 1, 2, 3}) {
+    const bool fused = kind % 2 == 1;
+    const auto chunk = kind < 2 ? 78 : 0;
+    const auto parts = kind < 2 ? 4 : 6;  // two windows of 32 and 6 positions; 32, 32, .., 9
+    SaveOptions options{.windows = {.chunk = chunk}};
+    const auto whole = save(fused, options);
+    const auto bytes = read_file(path);
+    for (int cut = 0; cut < parts; ++cut) {
+      CAPTURE(fused, chunk, cut);
+      std::filesystem::remove(path);
+      SavedPart noted;
+      int told = 0;
+      options.from = SavedPart{};
+      options.on_part = [&](const SavedPart& part) {
+        check(told++ < cut, "cut");  // with the part in the file, and no note of it
+        noted = part;
+      };
+      CHECK(error_of([&] { save(fused, options); }) == "cut");
+      CHECK_FALSE(std::filesystem::exists(path));
+      std::filesystem::resize_file(part_path(path),
+                                   std::filesystem::file_size(part_path(path)) - 3);
+      told = 0;
+      options.from = noted;
+      options.on_part = [&](const SavedPart&) { ++told; };
+      const auto report = save(fused, options);
+      CHECK(told == parts - cut);
+      CHECK(report.nll == whole.nll);
+      CHECK(report.positions == whole.positions);
+      CHECK(report.bytes == bytes.size());
+      CHECK(read_file(path) == bytes);
+      CHECK_FALSE(std::filesystem::exists(part_path(path)));
+    }
+  }
+}
+
+TEST_CASE("windows are gone on with at a step, and nowhere else", "[windows]") {
+  auto model = small_models().wide;
+  const auto engine = eager(model, 8);
+  const auto visited = [&](int64_t skip) {
+    std::vector<int64_t> first;
+    run_windows(*engine, some_ids(20), {.chunk = 9, .step = 3, .skip = skip}, [&](auto at, auto) {
+      first.push_back(at);
+    });
+    return first;
+  };
+  CHECK(visited(0) == std::vector<int64_t>{5, 8, 14, 17});
+  CHECK(visited(3) == std::vector<int64_t>{8, 14, 17});
+  CHECK(visited(4) == std::vector<int64_t>{14, 17});
+  CHECK(visited(7) == std::vector<int64_t>{17});
+  CHECK(visited(8).empty());
+  CHECK_THAT(error_of([&] { visited(5); }),
+             Catch::Contains("[windows] skip: expected whole steps of 3 tokens, got 5"));
+}
+
 TEST_CASE("what cannot be saved or compared is named", "[kl]") {
   const ScratchFolder folder("gemma_kl_errors");
   auto model = small_models().wide;
   const auto ids = some_ids(40);
   const auto engine = eager(model, 40);
-  const auto stopped = error_of([&] {
-    save_distributions(
-        *engine,
-        ids,
-        {.chunk = 0, .on_progress = [](int64_t done, int64_t) { check(done < 33, "stop"); }},
-        {},
-        folder / "x");
-  });
+  const SaveOptions whole_text{.windows = {.chunk = 0}};
+  auto stopping = whole_text;
+  stopping.windows.on_progress = [](int64_t done, int64_t) { check(done < 33, "stop"); };
+  const auto stopped = error_of([&] { save_distributions(*engine, ids, stopping, folder / "x"); });
   CHECK(stopped == "stop");
   CHECK(std::filesystem::is_empty(folder.path()));
-  CHECK_THAT(error_of([&] { save_distributions(*engine, {2}, {.chunk = 0}, {}, folder / "x"); }),
+  CHECK_THAT(error_of([&] { save_distributions(*engine, {2}, whole_text, folder / "x"); }),
              Catch::Contains("at least 2 tokens"));
-  save_distributions(*engine, ids, {.chunk = 0}, {}, folder / "x");
+  save_distributions(*engine, ids, whole_text, folder / "x");
   auto cfg = small_config(at::kFloat);
   cfg.vocab_size = 1002;
   const auto other = eager(Gemma3Model(cfg), 40);

@@ -145,6 +145,7 @@ class Encode(SaeTest):
             grey = [colour == "#b0b0b0" for colour in colours[:n]]
             self.assertEqual(grey, [True] + [False] * (n - 1))  # BOS is off the scale
             del colours[:n]
+        self.assertNotIn('title="nan"', text)  # a grey token has its number too
         self.assertIn("--html", self.wrong("encode", "--html", page, code=2))
 
     def test_text(self):

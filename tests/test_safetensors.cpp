@@ -189,6 +189,44 @@ TEST_CASE("a writer takes parts in order and makes the file that saving makes", 
   CHECK(writer.bytes() == std::filesystem::file_size(folder / "x"));
 }
 
+TEST_CASE("a kept file goes on where its next writer is told, whatever lies behind",
+          "[safetensors]") {
+  const ScratchFolder folder("gemma_safetensors_part");
+  const auto path = folder / "x", part = part_path(path);
+  const auto table = at::arange(12, at::kFloat).view({3, 4});
+  const std::vector<TensorSpec> specs = {{"ids", at::kLong, {2}}, {"table", at::kFloat, {3, 4}}};
+  {
+    SafetensorsWriter writer(path, specs, {}, Unfinished::kKept);
+    writer.write("ids", at::arange(2));
+    writer.write("table", table.narrow(/*dim=*/0, 0, 1));
+    writer.write("table", at::zeros({4}));
+  }
+  CHECK_FALSE(std::filesystem::exists(path));
+  for (const size_t tail : {0, 7, 100}) {  // 100: longer than the whole file
+    const auto kept = read_file(part);
+    write_file(part, kept + std::string(tail, 'x'));
+    SafetensorsWriter writer(path, specs, {}, Unfinished::kKept);
+    writer.write("ids", at::arange(2));
+    CHECK_THROWS_WITH(writer.skip("ids", 1), ContainsSubstring("expected table"));
+    CHECK_THROWS_WITH(writer.skip("table", 13), ContainsSubstring("at most 12 values, got 13"));
+    CHECK_THROWS_WITH(writer.skip("table", -1), ContainsSubstring("at most 12 values, got -1"));
+    writer.skip("table", 4);
+    writer.write("table", table.narrow(/*dim=*/0, 1, 2));
+    writer.commit();
+    CHECK_FALSE(std::filesystem::exists(part));
+    CHECK(writer.bytes() == std::filesystem::file_size(path));
+    save_safetensors(folder / "y", {{"ids", at::arange(2)}, {"table", table}});
+    CHECK(read_file(path) == read_file(folder / "y"));
+    write_file(part, kept);
+  }
+  std::filesystem::remove(part);
+  SafetensorsWriter writer(path, specs, {}, Unfinished::kKept);
+  writer.write("ids", at::arange(2));
+  CHECK_THROWS_WITH(writer.skip("table", 4),
+                    ContainsSubstring(part + ": expected the first ") &&
+                        ContainsSubstring(" bytes of an earlier run, got "));
+}
+
 TEST_CASE("a writer refuses what its header does not say", "[safetensors]") {
   const ScratchFolder folder("gemma_safetensors_writer_refuses");
   using Specs = std::vector<TensorSpec>;

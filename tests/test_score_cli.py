@@ -10,7 +10,6 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-import time
 import unittest
 
 import test_cli as cli
@@ -384,8 +383,7 @@ class Results(Score):
         items = self.file(rows)
         command = [cli.GEMMA, "score", *map(str, model("text")), "--choices", items, "-o", self.out]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while run.poll() is None and not (self.out.exists() and self.out.read_bytes().count(b"\n") > 2):
-            time.sleep(0.01)
+        cli.wait_for_lines(self.out, 3, run)
         busy = self.wrong("--choices", items, "-o", self.out)
         self.assertIn("another process is writing it", busy)
         run.send_signal(signal.SIGINT)

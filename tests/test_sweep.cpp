@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
 #include "gemma_torch/inspect/patch.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -106,6 +108,42 @@ TEST_CASE("a sweep tells how far it is and can be stopped", "[sweep]") {
   options.on_progress = [](int64_t n, int64_t) { return n < 10; };
   CHECK_THAT(error_of([&] { sweep(model, prompts.clean, prompts.corrupted, options); }),
              Catch::Contains("[sweep] stopped after 10 of 24 patched runs, nothing was written"));
+}
+
+TEST_CASE("a sweep that was cut after any pass goes on to the same bits", "[sweep]") {
+  const auto model = small_models().wide;
+  const Prompts prompts;
+  SweepOptions options{.sites = {Site::kZ, Site::kK}, .tokens = {17, 40}, .batch = 5};
+  const auto whole = sweep(model, prompts.clean, prompts.corrupted, options);
+  for (int64_t cut = 0; cut <= 5; ++cut) {
+    CAPTURE(cut);
+    int64_t passes = 0;
+    std::vector<double> kept;
+    options.found = {};
+    options.on_scores = [&](const std::vector<double>& scores) {
+      check(passes++ < cut, "cut");
+      kept.insert(kept.end(), scores.begin(), scores.end());
+    };
+    const auto stopped = error_of([&] { sweep(model, prompts.clean, prompts.corrupted, options); });
+    CHECK(stopped == (cut < 5 ? "cut" : ""));
+    CHECK(kept.size() == static_cast<size_t>(std::min<int64_t>(cut * 5, 24)));
+    passes = 0;
+    options.found = kept;
+    options.on_scores = [&](const std::vector<double>&) { ++passes; };
+    const auto result = sweep(model, prompts.clean, prompts.corrupted, options);
+    CHECK(passes == 5 - cut);
+    CHECK(result.clean == whole.clean);
+    CHECK(result.corrupted == whole.corrupted);
+    for (size_t m = 0; m < 2; ++m) {
+      CHECK(result.maps[m].scores.equal(whole.maps[m].scores));
+    }
+  }
+  for (const size_t found : {4, 6, 23, 25}) {
+    options.found.assign(found, 0.0);
+    CHECK_THAT(error_of([&] { sweep(model, prompts.clean, prompts.corrupted, options); }),
+               Catch::Contains(fmt::format(
+                   "[sweep] found: expected scores of passes of 5, in all 24, got {}", found)));
+  }
 }
 
 TEST_CASE("what cannot be swept is refused", "[sweep]") {

@@ -13,7 +13,19 @@
 
 namespace gemma_torch {
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".XXXXXX") {
+std::string part_path(const std::string& path) {
+  return path + ".part";
+}
+
+AtomicFile::AtomicFile(std::string path, Unfinished unfinished)
+    : path_(std::move(path)), unfinished_(unfinished) {
+  if (unfinished_ == Unfinished::kKept) {
+    temporary_ = part_path(path_);
+    descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT, 0666);
+    check(descriptor_ >= 0, "[write] {}: {}", temporary_, std::strerror(errno));
+    return;
+  }
+  temporary_ = path_ + ".XXXXXX";
   descriptor_ = ::mkstemp(temporary_.data());
   check(descriptor_ >= 0, "[write] {}: {}", path_, std::strerror(errno));
   const mode_t mask =
@@ -25,7 +37,9 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(pa
 AtomicFile::~AtomicFile() {
   if (descriptor_ >= 0) {
     ::close(descriptor_);
-    ::unlink(temporary_.c_str());
+    if (unfinished_ == Unfinished::kRemoved) {
+      ::unlink(temporary_.c_str());
+    }
   }
 }
 
@@ -42,7 +56,22 @@ void AtomicFile::write(const void* data, size_t bytes) {
   }
 }
 
+void AtomicFile::skip(size_t bytes) {
+  struct stat info = {};
+  check(::fstat(descriptor_, &info) == 0, "[write] {}: {}", path_, std::strerror(errno));
+  const auto end = ::lseek(descriptor_, static_cast<off_t>(bytes), SEEK_CUR);
+  check(end >= 0 && end <= info.st_size,
+        "[write] {}: expected the first {} bytes of an earlier run, got {}. Hint: remove it to "
+        "start anew",
+        temporary_,
+        end,
+        info.st_size);
+}
+
 void AtomicFile::commit() {
+  // What was there may have been longer.
+  const auto size = ::lseek(descriptor_, 0, SEEK_CUR);
+  check(::ftruncate(descriptor_, size) == 0, "[write] {}: {}", path_, std::strerror(errno));
   check(::fsync(descriptor_) == 0, "[write] {}: {}", path_, std::strerror(errno));
   check(::rename(temporary_.c_str(), path_.c_str()) == 0,
         "[write] {}: {}",

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/tensor.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 
@@ -74,8 +75,17 @@ class Recorder {
   Recorder(const Plan& plan,
            SafetensorsWriter& writer,
            int64_t total,
-           const std::function<bool(int64_t, int64_t)>& on_progress)
-      : plan_(plan), writer_(writer), total_(total), on_progress_(on_progress) {}
+           const CaptureOptions& options)
+      : plan_(plan), writer_(writer), total_(total), options_(options) {}
+
+  // A prompt that an earlier run wrote.
+  void skip(const Gemma3Config& cfg, int64_t T, size_t prompt) {
+    for (const auto& site : plan_.sites) {
+      const auto shape = site_shape(site.site, cfg, /*B=*/1, T);
+      writer_.skip(plan_.key(prompt, site.name()), c10::multiply_integers(shape));
+    }
+    done_ += static_cast<int64_t>(plan_.sites.size());
+  }
 
   void run(Gemma3Model& model, const std::vector<int64_t>& ids, size_t prompt) {
     prompt_ = prompt;
@@ -128,16 +138,20 @@ class Recorder {
   void finish() {
     ++next_;
     ++done_;
-    check(!on_progress_ || on_progress_(done_, total_),
-          "[capture] stopped after {} of {} tensors, no file was written",
+    if (next_ == plan_.sites.size() && options_.on_prompt) {
+      options_.on_prompt(static_cast<int64_t>(prompt_) + 1);
+    }
+    check(!options_.on_progress || options_.on_progress(done_, total_),
+          "[capture] stopped after {} of {} tensors, {}",
           done_,
-          total_);
+          total_,
+          options_.kept_prompts ? "finished prompts are kept" : "no file was written");
   }
 
   const Plan& plan_;
   SafetensorsWriter& writer_;
   int64_t total_;
-  const std::function<bool(int64_t, int64_t)>& on_progress_;
+  const CaptureOptions& options_;
   size_t prompt_ = 0;
   size_t next_ = 0;  // of the plan's sites
   int64_t done_ = 0;
@@ -158,16 +172,26 @@ CaptureReport capture(Gemma3Model model,
         "[capture] save_dtype: expected float32 or bfloat16, got {}",
         c10::toString(plan.save_dtype));
   check_prompts(prompts, plan, model->cfg.vocab_size);
+  const auto kept = options.kept_prompts.value_or(0);
+  const auto count = static_cast<int64_t>(prompts.size());
+  check(
+      kept >= 0 && kept <= count, "[capture] kept_prompts: expected 0 to {}, got {}", count, kept);
   CaptureReport report{.tensors = static_cast<int64_t>(prompts.size() * plan.sites.size())};
-  SafetensorsWriter writer(
-      path, layout(plan, prompts, model->cfg), describe(plan, dtype, options.metadata));
+  SafetensorsWriter writer(path,
+                           layout(plan, prompts, model->cfg),
+                           describe(plan, dtype, options.metadata),
+                           options.kept_prompts ? Unfinished::kKept : Unfinished::kRemoved);
   for (size_t n = 0; n < prompts.size(); ++n) {
     writer.write(plan.key(n, "ids"), at::tensor(prompts[n], at::kLong));
     report.tokens += static_cast<int64_t>(prompts[n].size());
   }
-  Recorder recorder(plan, writer, report.tensors, options.on_progress);
+  Recorder recorder(plan, writer, report.tensors, options);
   for (size_t n = 0; n < prompts.size(); ++n) {
-    recorder.run(model, prompts[n], n);
+    if (static_cast<int64_t>(n) < kept) {
+      recorder.skip(model->cfg, static_cast<int64_t>(prompts[n].size()), n);
+    } else {
+      recorder.run(model, prompts[n], n);
+    }
   }
   writer.commit();
   report.bytes = writer.bytes();

@@ -21,6 +21,10 @@ struct CaptureOptions {
   Metadata metadata = {};  // added to the file's own
   /// Told of the tensors written so far and in all; false stops, and leaves no file.
   std::function<bool(int64_t done, int64_t total)> on_progress = {};
+  /// Given: a file that is not finished stays as part_path(path), which holds so many prompts by
+  /// now, from the same arguments. Going on from what on_prompt was told last gives the same bytes.
+  std::optional<int64_t> kept_prompts = {};
+  std::function<void(int64_t prompts)> on_prompt = {};  // the first so many are in the file
 };
 
 struct CaptureReport {

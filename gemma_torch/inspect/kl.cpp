@@ -63,8 +63,9 @@ at::Tensor part_of(const std::vector<int64_t>& ids, int64_t first, int64_t count
       at::kLong);
 }
 
-WindowOptions in_parts(WindowOptions options) {
+WindowOptions in_parts(WindowOptions options, int64_t skip = 0) {
   options.step = kDivergenceRows;
+  options.skip = skip;
   return options;
 }
 
@@ -72,33 +73,39 @@ WindowOptions in_parts(WindowOptions options) {
 
 SavedReport save_distributions(Engine& engine,
                                const std::vector<int64_t>& ids,
-                               const WindowOptions& options,
-                               const Metadata& metadata,
+                               const SaveOptions& options,
                                const std::string& path) {
   const c10::InferenceMode inference;
-  const auto indices = scored_tokens(static_cast<int64_t>(ids.size()), options);
+  const auto indices = scored_tokens(static_cast<int64_t>(ids.size()), options.windows);
   const auto P = static_cast<int64_t>(indices.size());
-  Metadata header = {{"chunk", std::to_string(options.chunk)},
-                     {"bos_id", std::to_string(options.bos_id)},
+  Metadata header = {{"chunk", std::to_string(options.windows.chunk)},
+                     {"bos_id", std::to_string(options.windows.bos_id)},
                      {"codes", "ln p = -(codes / 8192)^2"}};
-  header.insert(metadata.begin(), metadata.end());
+  header.insert(options.metadata.begin(), options.metadata.end());
   SafetensorsWriter writer(path,
                            {{"ids", at::kLong, {static_cast<int64_t>(ids.size())}},
                             {"index", at::kLong, {P}},
                             {"codes", at::kUInt16, {P, engine.vocab_size()}}},
-                           header);
+                           header,
+                           options.from ? Unfinished::kKept : Unfinished::kRemoved);
   writer.write("ids", at::tensor(ids, at::kLong));
   writer.write("index", at::tensor(indices, at::kLong));
-  double sum = 0;
-  run_windows(engine, ids, in_parts(options), [&](int64_t first, int64_t count) {
+  auto part = options.from.value_or(SavedPart{});
+  writer.skip("codes", part.positions * engine.vocab_size());
+  const auto windows = in_parts(options.windows, part.positions);
+  run_windows(engine, ids, windows, [&](int64_t first, int64_t count) {
     auto log_p = log_probabilities(engine);
-    sum -= log_p.gather(/*dim=*/1, part_of(ids, first, count).unsqueeze(1))
-               .sum(at::kDouble)
-               .item<double>();
+    part.positions += count;
+    part.log_prob += log_p.gather(/*dim=*/1, part_of(ids, first, count).unsqueeze(1))
+                         .sum(at::kDouble)
+                         .item<double>();
     writer.write("codes", encode(std::move(log_p)));
+    if (options.on_part) {
+      options.on_part(part);
+    }
   });
   writer.commit();
-  return {P, writer.bytes(), sum / static_cast<double>(P)};
+  return {P, writer.bytes(), -part.log_prob / static_cast<double>(P)};
 }
 
 SavedDistributions::SavedDistributions(const std::string& path)

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,14 +30,28 @@ struct SavedReport {
   double nll = 0;      // nats; perplexity is exp of it
 };
 
-/// Writes the distributions of the positions that `options` says (its `step` apart, which is 32),
-/// as they are formed: holds (32, V) numbers about seven times, 250 MB of Gemma's.
+/// How far a file is that is not whole yet.
+struct SavedPart {
+  int64_t positions = 0;  // whose distributions are in it
+  double log_prob = 0;    // sum of ln p of their tokens
+};
+
+struct SaveOptions {
+  WindowOptions windows = {};  // its step apart, which is 32, and its skip
+  Metadata metadata = {};
+  /// Given: a file that is not finished stays as part_path(path), which holds so much by now, from
+  /// the same arguments. Going on from what on_part was told last gives the same bytes.
+  std::optional<SavedPart> from = {};
+  std::function<void(const SavedPart&)> on_part = {};
+};
+
+/// Writes the distributions of the positions that the windows give, as they are formed: holds
+/// (32, V) numbers about seven times, 250 MB of Gemma's.
 /// Throws: as run_windows; Error for logits that are no numbers, or a failed write. Leaves no file
-/// then, nor where on_progress throws.
+/// then, nor where on_progress throws, unless `from` is given.
 SavedReport save_distributions(Engine& engine,
                                const std::vector<int64_t>& ids,
-                               const WindowOptions& options,
-                               const Metadata& metadata,
+                               const SaveOptions& options,
                                const std::string& path);
 
 /// Such a file. Its codes stay in it, mapped.

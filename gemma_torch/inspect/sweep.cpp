@@ -102,20 +102,19 @@ std::vector<SiteAt> sites_of(const std::vector<Job>& jobs) {
   return sites;
 }
 
-// Jobs begin .. end - 1 as the rows of one pass.
-void run_batch(Gemma3Model& model,
-               const at::Tensor& corrupted,
-               const std::vector<int64_t>& tokens,
-               std::span<const Job> jobs,
-               const TensorMap& clean,
-               Sweep& result) {
+// The scores of jobs, which are the rows of one pass.
+std::vector<double> run_batch(Gemma3Model& model,
+                              const at::Tensor& corrupted,
+                              const std::vector<int64_t>& tokens,
+                              std::span<const Job> jobs,
+                              const TensorMap& clean) {
   const auto rows = static_cast<int64_t>(jobs.size());
   std::vector<Edit> edits;
   for (const auto& job : jobs) {
     Edit edit{.site = job.site,
               .part = {.row = static_cast<int64_t>(edits.size())},
               .with = {.fill = Fill::kValue, .value = clean.at(job.site.name())}};
-    if (result.maps[job.map].by_head) {
+    if (swept_by_head(job.site.site)) {
       edit.part.head = job.column;
     } else {
       edit.part.positions = {job.column};
@@ -124,10 +123,13 @@ void run_batch(Gemma3Model& model,
   }
   const auto T = corrupted.size(1);
   const auto probe = edits_probe(std::move(edits), model->cfg, T);
-  const auto scores = scores_of(model, corrupted.expand({rows, T}), tokens, probe);
-  for (int64_t row = 0; row < rows; ++row) {
-    const auto& job = jobs[static_cast<size_t>(row)];
-    result.maps[job.map].scores[job.site.layer][job.column] = scores[row];
+  const auto scores = scores_of(model, corrupted.expand({rows, T}), tokens, probe).contiguous();
+  return {scores.const_data_ptr<double>(), scores.const_data_ptr<double>() + rows};
+}
+
+void put(std::span<const double> scores, std::span<const Job> jobs, Sweep& result) {
+  for (size_t i = 0; i < scores.size(); ++i) {
+    result.maps[jobs[i].map].scores[jobs[i].site.layer][jobs[i].column] = scores[i];
   }
 }
 
@@ -153,16 +155,28 @@ Sweep sweep(Gemma3Model model,
   const auto jobs = plan(options, model->cfg, clean.size(1), result);
   const auto values = site_values(model, clean, sites_of(jobs));
   const auto total = jobs.size();
-  for (size_t begin = 0; begin < total;) {
-    const auto end = std::min(total, begin + static_cast<size_t>(options.batch));
-    const auto batch = std::span(jobs).subspan(begin, end - begin);
-    run_batch(model, corrupted, options.tokens, batch, values, result);
+  const auto batch = static_cast<size_t>(options.batch), found = options.found.size();
+  check(found == total || (found < total && found % batch == 0),
+        "[sweep] found: expected scores of passes of {}, in all {}, got {}",
+        batch,
+        total,
+        found);
+  put(options.found, jobs, result);
+  for (size_t begin = found; begin < total;) {
+    const auto end = std::min(total, begin + batch);
+    const auto pass = std::span(jobs).subspan(begin, end - begin);
+    const auto scores = run_batch(model, corrupted, options.tokens, pass, values);
+    put(scores, pass, result);
     begin = end;
+    if (options.on_scores) {
+      options.on_scores(scores);
+    }
     check(!options.on_progress ||
               options.on_progress(static_cast<int64_t>(end), static_cast<int64_t>(total)),
-          "[sweep] stopped after {} of {} patched runs, nothing was written",
+          "[sweep] stopped after {} of {} patched runs, {}",
           end,
-          total);
+          total,
+          options.on_scores ? "their scores are kept" : "nothing was written");
   }
   return result;
 }

@@ -18,6 +18,10 @@ struct SweepOptions {
   int64_t batch = 16;  // patched runs in one pass
   /// Told of the patched runs done and in all; false stops.
   std::function<bool(int64_t done, int64_t total)> on_progress = {};
+  /// Scores of the first passes, as on_scores was told them by an earlier sweep with the same
+  /// arguments: those are not run again.
+  std::vector<double> found = {};
+  std::function<void(const std::vector<double>& of_one_pass)> on_scores = {};
 };
 
 /// Scores of the corrupted run with one value of the clean run in its place.
@@ -46,7 +50,8 @@ bool swept_by_head(Site site);
 /// Shapes: clean and corrupted (1, T) int64, of one length.
 /// Memory: the clean values of the sites, and a pass of `batch` rows.
 /// Throws: Error for prompts of two lengths, a site outside of layers, an id outside the
-/// vocabulary, or prompts that score alike; where it was stopped.
+/// vocabulary, prompts that score alike, or found scores that are not of whole passes; where it was
+/// stopped.
 Sweep sweep(Gemma3Model model,
             const at::Tensor& clean,
             const at::Tensor& corrupted,

@@ -78,7 +78,12 @@ void run_windows(Engine& engine,
           engine.vocab_size() - 1,
           id);
   }
+  auto skip = options.skip;
   for (const auto& window : windows) {
+    if (const auto scored = window.end - window.first; skip >= scored) {
+      skip -= scored;
+      continue;
+    }
     engine.reset();
     auto context = slice(ids, window.begin, window.first - 1);
     if (window.overwritten) {
@@ -90,6 +95,14 @@ void run_windows(Engine& engine,
     for (auto first = window.first; first < window.end; first += options.step) {
       const auto end = std::min(first + options.step, window.end);
       engine.append(slice(ids, first - 1, end - 1));
+      if (skip > 0) {
+        check(skip >= end - first,
+              "[windows] skip: expected whole steps of {} tokens, got {}",
+              options.step,
+              options.skip);
+        skip -= end - first;
+        continue;
+      }
       visit(first, end - first);
       if (options.on_progress) {
         options.on_progress(end, windows.back().end);

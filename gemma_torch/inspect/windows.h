@@ -14,6 +14,7 @@ struct WindowOptions {
   int64_t bos_id = 2;    // overwrites the first token of each window
   bool sliding = false;  // windows overlap by half
   int64_t step = 512;    // most tokens scored at a time
+  int64_t skip = 0;  // scored tokens, whole steps of them, that run_windows does not visit again
   /// In tokens; may throw to stop.
   std::function<void(int64_t done, int64_t total)> on_progress = {};
 };
@@ -33,9 +34,11 @@ int64_t window_tokens(int64_t length, const WindowOptions& options);
 
 /// Runs the windows of a text through the engine. `visit(first, count)` is called when the engine's
 /// last append was of `count` tokens (at most `step`), after which come the tokens first ..
-/// first + count - 1 of the text, to be scored with engine.log_prob() or engine.logits().
+/// first + count - 1 of the text, to be scored with engine.log_prob() or engine.logits(). Windows
+/// skipped to their ends are not run; in the next one the engine sees the same appends as without a
+/// skip, so that it gives the same bits.
 /// Throws: as scored_tokens; Error for an id outside the vocabulary, or if the engine has another
-/// batch than 1 or cannot hold a window; before any work.
+/// batch than 1 or cannot hold a window, before any work; for a `skip` that ends inside a step.
 void run_windows(Engine& engine,
                  const std::vector<int64_t>& ids,
                  const WindowOptions& options,

@@ -83,23 +83,37 @@ std::string make_header(const std::vector<TensorSpec>& specs,
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
                                      const std::vector<TensorSpec>& specs,
-                                     const Metadata& metadata)
+                                     const Metadata& metadata,
+                                     Unfinished unfinished)
     : path_(path), specs_(specs) {
   const auto header = make_header(specs, metadata, path);
   const uint64_t length = header.size();
-  file_.emplace(path);
+  file_.emplace(path, unfinished);
   file_->write(&length, sizeof(length));
   file_->write(header.data(), length);
   bytes_ = sizeof(length) + length;
 }
 
-void SafetensorsWriter::write(const std::string& name, const at::Tensor& values) {
+uint64_t SafetensorsWriter::left_of(const std::string& name) const {
   check(next_ < specs_.size() && specs_[next_].name == name,
         "[save_safetensors] {}: expected {}",
         place(name, path_),
         next_ < specs_.size() ? specs_[next_].name : "nothing more");
+  return size_of(specs_[next_]) - written_;
+}
+
+void SafetensorsWriter::advance(uint64_t bytes) {
+  bytes_ += bytes;
+  written_ += bytes;
+  if (written_ == size_of(specs_[next_])) {
+    ++next_;
+    written_ = 0;
+  }
+}
+
+void SafetensorsWriter::write(const std::string& name, const at::Tensor& values) {
+  const auto left = left_of(name);
   const auto& spec = specs_[next_];
-  const auto left = size_of(spec) - written_;
   check(values.scalar_type() == spec.dtype && values.nbytes() <= left,
         "[save_safetensors] {}: expected {} values of {}, got {} of {}",
         place(name, path_),
@@ -109,12 +123,20 @@ void SafetensorsWriter::write(const std::string& name, const at::Tensor& values)
         c10::toString(values.scalar_type()));
   const auto dense = values.detach().cpu().resolve_conj().resolve_neg().contiguous();
   file_->write(dense.data_ptr(), dense.nbytes());
-  bytes_ += dense.nbytes();
-  written_ += dense.nbytes();
-  if (dense.nbytes() == left) {
-    ++next_;
-    written_ = 0;
-  }
+  advance(dense.nbytes());
+}
+
+void SafetensorsWriter::skip(const std::string& name, int64_t count) {
+  const auto left = left_of(name);
+  const auto width = c10::elementSize(specs_[next_].dtype);
+  check(count >= 0 && static_cast<uint64_t>(count) <= left / width,
+        "[save_safetensors] {}: expected to leave out at most {} values, got {}",
+        place(name, path_),
+        left / width,
+        count);
+  const auto bytes = static_cast<uint64_t>(count) * width;
+  file_->skip(bytes);
+  advance(bytes);
 }
 
 void SafetensorsWriter::commit() {

@@ -30,13 +30,18 @@ class SafetensorsWriter {
   ///         readers refuse for its length, or a path that cannot be written.
   SafetensorsWriter(const std::string& path,
                     const std::vector<TensorSpec>& specs,
-                    const Metadata& metadata = {});
+                    const Metadata& metadata = {},
+                    Unfinished unfinished = Unfinished::kRemoved);
 
   /// The next values of `name`: all of it, or a part of its elements, in order, with the rest to
   /// follow. Strided tensors and tensors of other devices are copied.
   /// Throws: Error if another tensor comes next, for another dtype or more values than declared,
   ///         and for a failed write (full disk).
   void write(const std::string& name, const at::Tensor& values);
+
+  /// Leaves the next `count` elements of `name` as an earlier run of the same header wrote them.
+  /// Throws: Error if they are not there, if another tensor comes next, or for more than declared.
+  void skip(const std::string& name, int64_t count);
 
   /// Flushes to disk, then gives the file its name.
   /// Throws: Error naming the tensor that is still to come, or for a failed write.
@@ -45,6 +50,10 @@ class SafetensorsWriter {
   uint64_t bytes() const { return bytes_; }  // of the file so far, header included
 
  private:
+  // Bytes of `name` that are still to come. Throws: Error if another tensor comes next.
+  uint64_t left_of(const std::string& name) const;
+  void advance(uint64_t bytes);
+
   std::string path_;
   std::vector<TensorSpec> specs_;
   std::optional<AtomicFile> file_;  // opened once the header is known to be good
