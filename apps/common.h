@@ -142,5 +142,7 @@ void add_kl(CLI::App& app);
 void add_surprisal(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_finetune(CLI::App& app);
+void add_merge(CLI::App& app);
+void add_eval(CLI::App& app);
 
 }  // namespace gemma_torch::apps

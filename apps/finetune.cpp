@@ -5,44 +5,24 @@
 #include <cmath>
 #include <filesystem>
 #include <random>
+#include <sstream>
 
 #include "adapters.h"
 #include "common.h"
-#include "finetune_run.h"
+#include "finetune_flags.h"
+#include "finetune_report.h"
 #include "fingerprint.h"
 #include "gemma_torch/adapt/peft.h"
 #include "gemma_torch/adapt/trained_set.h"
+#include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/io/hf_folder.h"
 
 namespace gemma_torch::apps {
 namespace {
 
 using json = nlohmann::json;
-
-struct FinetuneFlags {
-  ModelOptions model = {};
-  std::string data = {}, eval_data = {};
-  ExampleOptions examples = {};
-  LoraConfig lora = {};
-  std::optional<double> alpha = {};
-  std::string from = {};  // an adapter's folder to begin with
-  bool full = false;
-  std::vector<std::string> train = {};  // globs of parameters
-  BatchOptions batches = {};
-  bool in_order = false;
-  TrainerOptions trainer = {};
-  std::optional<double> learning_rate = {};
-  std::string schedule = "linear";
-  int64_t epochs = 1;
-  int64_t max_steps = 0;
-  TrainingPassOptions pass = {};
-  std::optional<uint64_t> seed = {};
-  FinetuneSchedule run = {};
-  bool json = false;
-
-  bool trains_weights() const { return full || !train.empty(); }
-};
 
 Schedule parse_schedule(const std::string& name) {
   constexpr std::pair<const char*, Schedule> kNames[] = {{"constant", Schedule::kConstant},
@@ -134,6 +114,28 @@ void keep_freed_memory() {
 #endif
 }
 
+// What the model wrote before its first step; a resumed run has it from then.
+json samples_before(const FinetuneFlags& flags,
+                    const Pretrained& loaded,
+                    const TrainingData& data) {
+  const auto path = flags.run.out + "/samples.json";
+  if (flags.run.resume && std::filesystem::exists(path)) {
+    return read_json(flags.run.out, "samples.json").value("before", json::array());
+  }
+  const auto samples = write_samples(loaded, data, flags.samples);
+  write_file(path,
+             json{{"before", samples}}.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+  return samples;
+}
+
+void write_page(const FinetuneFlags& flags, FinetunePage page) {
+  std::istringstream lines(read_file(flags.run.out + "/log.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    page.log.push_back(json::parse(line));
+  }
+  write_file(flags.run.out + "/report.html", finetune_page(page));
+}
+
 void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::string& result) {
   const auto speed = done.seconds > 0 ? static_cast<double>(done.tokens) / done.seconds : 0;
   if (flags.json) {
@@ -156,27 +158,6 @@ void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::
                          done.tokens,
                          speed,
                          static_cast<double>(peak_memory_bytes()) / 1e9));
-}
-
-void check_usage(const FinetuneFlags& flags) {
-  if (flags.data.empty() || flags.run.out.empty()) {
-    throw CLI::RequiredError(flags.data.empty() ? "--data" : "--out");
-  }
-  check(!(flags.full && !flags.train.empty()),
-        "[finetune] --full trains all there is: expected no --train beside it");
-  check(!flags.trains_weights() || flags.from.empty(),
-        "[finetune] --from continues an adapter: expected no --full and no --train beside it");
-  check(flags.epochs >= 1, "[finetune] --epochs: expected at least 1, got {}", flags.epochs);
-  check(
-      flags.max_steps >= 0, "[finetune] --max-steps: expected at least 1, got {}", flags.max_steps);
-  const std::pair<const char*, int64_t> counts[] = {{"--eval-every", flags.run.eval_every},
-                                                    {"--save-every", flags.run.save_every},
-                                                    {"--patience", flags.run.patience}};
-  for (const auto& [name, count] : counts) {
-    check(count >= 0, "[finetune] {}: expected at least 0, got {}", name, count);
-  }
-  check(flags.run.patience == 0 || !flags.eval_data.empty(),
-        "[finetune] --patience counts evaluations: expected --eval-data with it");
 }
 
 Adapter begin_adapter(FinetuneFlags& flags, Gemma3Model model) {
@@ -234,58 +215,15 @@ void run_finetune(FinetuneFlags flags) {
   fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
   FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr},
                   flags.run);
+  const auto& asked = held_out ? *held_out : *data;
+  FinetunePage page{.title = "Fine-tuning on " + flags.data,
+                    .before = samples_before(flags, loaded, asked)};
   const auto done = run.run();
   const auto base = model_path(flags.model.model);
   adapter ? save_adapter(*adapter, result, base) : write_model(base, loaded, result);
+  page.after = write_samples(loaded, asked, flags.samples);
+  write_page(flags, std::move(page));
   report(flags, done, result);
-}
-
-void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
-  const auto number = [&](const char* name, auto& target, const char* help) {
-    command.add_option(name, target, help)->capture_default_str();
-  };
-  command.add_option("--learning-rate", flags.learning_rate, "[2e-4; of weights 2e-5]");
-  number("--schedule", flags.schedule, "of the learning rate: constant, linear or cosine");
-  number("--warmup", flags.trainer.warmup, "steps in which the learning rate rises from 0");
-  number("--weight-decay", flags.trainer.adamw.weight_decay, "of AdamW; norms have none");
-  number("--max-grad-norm", flags.trainer.max_grad_norm, "longer gradients are shortened; 0: none");
-  number("--epochs", flags.epochs, "passes over the data");
-  number("--max-steps", flags.max_steps, "optimiser steps instead of epochs; 0: epochs");
-  number("--batch-size", flags.batches.rows, "rows of a batch");
-  number("--accumulate", flags.trainer.accumulate, "batches of one optimiser step");
-  number("--max-tokens", flags.examples.max_tokens, "of an example; what is longer loses its end");
-  command.add_flag("--pack", flags.batches.pack, "several examples a row, none seeing another");
-  command.add_flag("--all-tokens", flags.examples.all_tokens, "loss on prompts too");
-  command.add_flag("--in-order", flags.in_order, "as the file has the examples, not shuffled");
-  command.add_flag(
-      "--recompute",
-      flags.pass.recompute,
-      "run each block again for its gradients: less memory, a third more work in them");
-  command.add_flag(
-      "--written-out", flags.pass.written_out, "the modules' own forward on the CPU too");
-  command.add_option(
-      "--seed", flags.seed, "of shuffling, dropout and the first matrices [random, printed]");
-}
-
-void add_lora_flags(CLI::App& command, FinetuneFlags& flags) {
-  command.add_option("--lora-rank", flags.lora.rank, "of the adapter")->capture_default_str();
-  command.add_option(
-      "--lora-alpha", flags.alpha, "what it adds is scaled by alpha / rank [2 rank]");
-  command.add_option("--lora-dropout", flags.lora.dropout, "share of inputs")
-      ->capture_default_str();
-  command.add_flag("--rslora", flags.lora.use_rslora, "scaled by alpha / sqrt(rank)");
-  command.add_option("--target-modules", flags.lora.target_modules, "projections it adapts")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->capture_default_str();
-  command.add_option("--from", flags.from, "an adapter in PEFT's files to begin with");
-  command.add_flag("--full", flags.full, "train all weights instead of an adapter");
-  command
-      .add_option("--train",
-                  flags.train,
-                  "train these weights instead: names or globs, '*.mlp.*,*norm.weight'")
-      ->delimiter(',')
-      ->allow_extra_args(false);
 }
 
 }  // namespace
@@ -294,31 +232,7 @@ void add_finetune(CLI::App& app) {
   auto* command =
       app.add_subcommand("finetune", "train an adapter, or the weights, on your examples");
   auto flags = std::make_shared<FinetuneFlags>();
-  command->add_option("--data", flags->data, "JSON lines of examples, see below");
-  command->add_option("--eval-data", flags->eval_data, "the same, held out: the best step is kept");
-  command->add_option(
-      "-o,--out", flags->run.out, "the run's folder: adapter or model, log, checkpoints");
-  add_lora_flags(*command, *flags);
-  add_training_flags(*command, *flags);
-  command->add_option("--eval-every", flags->run.eval_every, "steps; 0: before and after")
-      ->capture_default_str();
-  command->add_option("--save-every", flags->run.save_every, "steps; 0: at the end")
-      ->capture_default_str();
-  command
-      ->add_option(
-          "--patience", flags->run.patience, "evaluations without a better one; 0: any number")
-      ->capture_default_str();
-  command->add_flag("--resume", flags->run.resume, "go on after the last checkpoint in --out");
-  add_module_flags(*command, flags->model);
-  command->add_flag("--json", flags->json, "one JSON object on standard output");
-  command->footer(
-      "A line is {\"prompt\": \"..\", \"completion\": \"..\"}, {\"messages\": [{\"role\": "
-      "\"user\", "
-      "\"content\": \"..\"}, ..]},\n"
-      "{\"text\": \"..\"}, or without a tokenizer {\"prompt_ids\": [..], \"completion_ids\": [..]} "
-      "or "
-      "{\"ids\": [..]}.\n"
-      "Loss is on completions and the assistant's turns, or on whole texts.");
+  add_finetune_flags(*command, *flags);
   command->callback([flags] { run_finetune(*flags); });
 }
 

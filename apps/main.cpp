@@ -19,7 +19,7 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_info,     add_convert, add_quantize, add_trace,      add_bench,     add_parity,
     add_capture,  add_patch,   add_lens,     add_attention,  add_attribute, add_saliency,
     add_steer,    add_sae,     add_score,    add_kl,         add_surprisal, add_embed,
-    add_finetune,
+    add_finetune, add_merge,   add_eval,
 };
 
 std::string one_line(std::string message) {

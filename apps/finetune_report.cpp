@@ -1,0 +1,119 @@
+#include "finetune_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "gemma_torch/engine/engine.h"
+#include "gemma_torch/generate/generate.h"
+#include "line_chart.h"
+#include "page.h"
+#include "token_labels.h"
+
+namespace gemma_torch::apps {
+namespace {
+
+using json = nlohmann::json;
+
+constexpr int64_t kNewTokens = 48;
+constexpr size_t kPoints = 800;  // of a curve; more steps are averaged
+
+// One field of the log over steps, NaN where a line has none.
+struct Curve {
+  std::vector<double> steps, values;
+};
+
+Curve curve_of(const std::vector<json>& log, const char* name) {
+  Curve curve;
+  for (const auto& row : log) {
+    if (row.contains(name)) {
+      curve.steps.push_back(row.at("step").get<double>());
+      curve.values.push_back(row.at(name).get<double>());
+    }
+  }
+  const auto each = (curve.steps.size() + kPoints - 1) / kPoints;
+  if (each <= 1) {
+    return curve;
+  }
+  Curve fewer;
+  for (size_t start = 0; start < curve.steps.size(); start += each) {
+    const auto end = std::min(start + each, curve.steps.size());
+    double sum = 0;
+    for (size_t i = start; i < end; ++i) {
+      sum += curve.values[i];
+    }
+    fewer.steps.push_back(curve.steps[end - 1]);
+    fewer.values.push_back(sum / static_cast<double>(end - start));
+  }
+  return fewer;
+}
+
+std::string chart_html(const std::string& title, const std::string& y_title, const Curve& curve) {
+  if (curve.steps.size() < 2) {
+    return {};
+  }
+  return line_chart_html({.title = title,
+                          .note = {},
+                          .x_title = "optimiser step",
+                          .y_title = y_title,
+                          .x = curve.steps,
+                          .lines = {{.name = title, .y = curve.values, .strong = true}}});
+}
+
+std::string samples_html(const json& before, const json& after) {
+  std::string out;
+  for (size_t i = 0; i < std::min(before.size(), after.size()); ++i) {
+    const auto text = [](const json& sample, const char* name) {
+      return "<code>" + escape_html(sample.value(name, "")) + "</code>";
+    };
+    out += fmt::format(
+        "<p>{}</p><p class=\"note\">expected {}</p><p class=\"note\">before {}</p><p>after "
+        "{}</p><br>",
+        text(after[i], "prompt"),
+        text(after[i], "expected"),
+        text(before[i], "text"),
+        text(after[i], "text"));
+  }
+  return out.empty() ? out : "<section><h2>Samples, greedy</h2>" + out + "</section>";
+}
+
+}  // namespace
+
+json write_samples(const Pretrained& loaded, const TrainingData& data, int64_t count) {
+  auto samples = json::array();
+  auto model = loaded.model;
+  const bool was_training = model->is_training();
+  model->eval();
+  for (int64_t i = 0; i < std::min(count, data.size()); ++i) {
+    const auto example = data.example(i);
+    const auto first = std::find(example.is_target.begin(), example.is_target.end(), true);
+    const auto length = first - example.is_target.begin();
+    const std::vector<int64_t> prompt(example.ids.begin(), example.ids.begin() + length);
+    const std::vector<int64_t> expected(example.ids.begin() + length, example.ids.end());
+    const auto engine = gemma_torch::make_engine(
+        model, {.kind = EngineKind::kEager, .capacity = length + kNewTokens});
+    const auto written = generate(*engine,
+                                  {prompt},
+                                  {.max_new_tokens = kNewTokens,
+                                   .sampling = {.temperature = 0},
+                                   .stop_ids = loaded.stop_ids});
+    samples.push_back({{"prompt", prompt_text(prompt, loaded.tokenizer)},
+                       {"expected", prompt_text(expected, loaded.tokenizer)},
+                       {"text", prompt_text(written.rows[0].ids, loaded.tokenizer)}});
+  }
+  model->train(was_training);
+  return samples;
+}
+
+std::string finetune_page(const FinetunePage& page) {
+  std::string body = "<main>";
+  body += chart_html("Loss", "nats a target", curve_of(page.log, "loss"));
+  body += chart_html("Loss on held-out data", "nats a target", curve_of(page.log, "eval_loss"));
+  body += chart_html("Learning rate", "", curve_of(page.log, "learning_rate"));
+  body += chart_html("Gradient norm", "before it is clipped", curve_of(page.log, "grad_norm"));
+  body += "</main>" + samples_html(page.before, page.after);
+  return html_page(page.title, body);
+}
+
+}  // namespace gemma_torch::apps

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""gemma finetune from outside: what it learns, what it leaves, how it goes on, what it refuses.
+
+    python3 tests/test_finetune_cli.py GEMMA WRITE_TINY_MODEL [unittest arguments]
+"""
+
+import json
+import pathlib
+import signal
+import subprocess
+import tempfile
+import unittest
+
+import test_cli as cli
+from test_cli import PROMPT_IDS, error, gemma, model, one_object
+
+# Twelve examples in which 7 follows 5 and 6; threads are one, for equal bits.
+LINES = [{"prompt_ids": [2, 5 + i % 3, 5, 6], "completion_ids": [7, 8 + i % 2]} for i in range(12)]
+SAME = ("--seed", 3, "-t", 1, "--learning-rate", 0.02, "--lora-rank", 4, "--batch-size", 2)
+
+
+class FinetuneTest(cli.CliTest):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.data = self.lines("data.jsonl", LINES)
+
+    def lines(self, name, rows):
+        path = self.folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def command(self, out, *more):
+        run = ("finetune", "--data", self.data, "--out", self.folder / out)
+        return (*run, *model("ids"), *SAME, *more)
+
+    def train(self, out, *more):
+        return one_object(*self.command(out, *more))
+
+    def log(self, out):
+        return [json.loads(line) for line in (self.folder / out / "log.jsonl").open()]
+
+    def matrices(self, out):
+        return (self.folder / out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+class Trains(FinetuneTest):
+    def test_an_adapter_that_learns(self):
+        found = self.train("run", "--epochs", 8, "--eval-data", self.data, "--eval-every", 6)
+        self.assertEqual(found["steps"], 48)
+        self.assertEqual(found["tokens"], 8 * 12 * 6)
+        steps = [row for row in self.log("run") if "loss" in row]
+        self.assertEqual([row["step"] for row in steps], list(range(1, 49)))
+        self.assertEqual([row["epoch"] for row in steps[4:8]], [0, 0, 1, 1])
+        rates = [row["learning_rate"] for row in steps]
+        self.assertAlmostEqual(rates[24], 0.01)  # linear, half way
+        losses = [row["eval_loss"] for row in self.log("run") if "eval_loss" in row]
+        self.assertEqual(len(losses), 9)
+        self.assertLess(found["best_eval_loss"], losses[0] - 1)
+        self.assertEqual(found["best_eval_loss"], min(losses))
+        run = ("generate", "--ids", "2,5,5,6", "-n", 1, "--greedy", *model("ids"))
+        learnt = one_object(*run, "--lora", found["out"])
+        self.assertEqual(learnt["ids"], [7])
+        self.assertNotEqual(one_object(*run)["ids"], [7])
+
+    def test_the_best_step_is_kept(self):
+        other = [{"prompt_ids": [2, 5, 5, 6], "completion_ids": [9]}]  # gets worse and worse
+        held = self.lines("held.jsonl", other)
+        more = ("--eval-data", held, "--eval-every", 2, "--patience", 2, "--epochs", 20)
+        found = self.train("run", *more)
+        self.assertTrue(found["stopped_early"])
+        self.assertEqual(found["best_step"], 0)
+        steps = sum("loss" in row for row in self.log("run"))
+        self.assertEqual(steps, 4)
+        # As it was before training: B is zero.
+        run = ("logits", "--ids", PROMPT_IDS, "--top", 3, *model("ids"))
+        self.assertEqual(one_object(*run, "--lora", found["out"]), one_object(*run))
+
+    def test_weights(self):
+        found = self.train("run", "--train", "*.mlp.*,model.norm.weight", "--epochs", 4)
+        self.assertTrue(found["out"].endswith("/run/model"))
+        run = ("perplexity", "--ids", "2,5,5,6,7,8", "-c", 0)
+        after = one_object(*run, "-m", found["out"])["nll"]
+        self.assertLess(after, one_object(*run, *model("ids"))["nll"])
+        steps = [row["loss"] for row in self.log("run") if "loss" in row]
+        self.assertLess(steps[-1], steps[0])
+
+    def test_text_report(self):
+        shown = gemma(*self.command("run", "--max-steps", 2))
+        self.assertRegex(shown.stdout, r"run/adapter: 2 steps, 24 tokens, \d+ tok/s, peak memory")
+        self.assertIn("12 examples, 72 tokens, 24 of them targets; 0 cut to 512", shown.stderr)
+
+
+class GoesOn(FinetuneTest):
+    MORE = ("--epochs", 5, "--lora-dropout", 0.1, "--save-every", 4, "--accumulate", 2)
+
+    def cut(self, how, out, lines):
+        words = [cli.GEMMA, *map(str, self.command(out, *self.MORE))]
+        run = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        cli.wait_for_lines(self.folder / out / "log.jsonl", lines, run)
+        run.send_signal(how)
+        return run.communicate(timeout=300)[1], run.returncode
+
+    def test_a_killed_run_ends_in_the_same_bits(self):
+        self.train("whole", *self.MORE)
+        self.cut(signal.SIGKILL, "cut", 6)
+        self.train("cut", *self.MORE, "--resume")
+        self.assertEqual(self.matrices("cut"), self.matrices("whole"))
+        drop = ("seconds",)
+        plain = [
+            [{k: v for k, v in row.items() if k not in drop} for row in self.log(out)]
+            for out in ("cut", "whole")
+        ]
+        self.assertEqual(*plain)
+
+    def test_ctrl_c_keeps_a_checkpoint(self):
+        shown, code = self.cut(signal.SIGINT, "cut", 2)
+        self.assertEqual(code, 1)
+        self.assertRegex(shown, r"\[finetune\] stopped after step \d+ of 15, which is kept in .*--resume")
+        self.train("whole", *self.MORE)
+        self.train("cut", *self.MORE, "--resume")
+        self.assertEqual(self.matrices("cut"), self.matrices("whole"))
+
+    def test_a_run_is_not_mixed_with_another(self):
+        self.cut(signal.SIGKILL, "cut", 6)
+        self.assertIn("--resume", error(*self.command("cut", *self.MORE)))
+        other = error(*self.command("cut", *self.MORE, "--resume", "--warmup", 2))
+        self.assertIn("warmup: expected 0, as the run began with, got 2", other)
+        self.assertEqual(self.train("cut", *self.MORE, "--resume")["steps"], 15)
+        self.assertIn("the run is finished", error(*self.command("cut", *self.MORE, "--resume")))
+
+
+class Refuses(FinetuneTest):
+    def test_flags(self):
+        for flags, want in {
+            ("--epochs", 0): "--epochs: expected at least 1, got 0",
+            ("--max-steps", -1): "--max-steps: expected at least 1, got -1",
+            ("--batch-size", 0): "expected at least 1, got 0",
+            ("--accumulate", 0): "accumulate: expected at least 1, got 0",
+            ("--warmup", 99): "warmup: expected at most the 6 steps, got 99",
+            ("--schedule", "square"): "--schedule: expected constant, linear or cosine, got square",
+            ("--learning-rate", 0): "learning_rate: expected a number above 0, got 0",
+            ("--max-grad-norm", -1): "max_grad_norm: expected a number of at least 0, got -1",
+            ("--weight-decay", -1): "weight_decay: expected at least 0, got -1",
+            ("--lora-rank", 0): "rank: expected at least 1, got 0",
+            ("--lora-dropout", 1): "dropout: expected at least 0 and below 1, got 1",
+            ("--target-modules", "lm_head"): "got lm_head",
+            ("--train", "lm_head.weight"): 'got "lm_head.weight"',
+            ("--full", "--train", "*"): "expected no --train beside it",
+            ("--full", "--from", "x"): "--from continues an adapter",
+            ("--patience", 2): "expected --eval-data with it",
+            ("--max-tokens", 1): "max_tokens: expected at least 2, got 1",
+            ("--engine", "fused"): "fused",
+            ("--from", "/nowhere"): "/nowhere/adapter_config.json",
+            ("--eval-data", "/nowhere"): "/nowhere",
+        }.items():
+            with self.subTest(flags=flags):
+                shown = error(*self.command("run", *flags))
+                self.assertIn(want, shown)
+                self.assertFalse((self.folder / "run" / "adapter").exists())
+
+    def test_data_names_file_and_line(self):
+        for line, want in {
+            "{": ":3: ",
+            '{"prompt_ids": [2]}': ":3: completion_ids: ",
+            '{"ids": [2, 99999]}': ":3: ids",
+            '{"text": "a b"}': ":3: text: ",
+            '{"ids": []}': ":3: ids: ",
+        }.items():
+            with self.subTest(line=line):
+                good = [json.dumps(row) for row in LINES[:2]]
+                self.data.write_text("\n".join([*good, line]) + "\n")
+                shown = error(*self.command("run"))
+                self.assertIn(f"{self.data}{want}", shown)
+
+    def test_missing(self):
+        shown = gemma("finetune", *model("ids"), "--out", self.folder / "run", code=2)
+        self.assertIn("--data", shown.stderr)
+
+
+if __name__ == "__main__":
+    cli.main()
