@@ -216,8 +216,8 @@ void run_finetune(FinetuneFlags flags) {
   FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr},
                   flags.run);
   const auto& asked = held_out ? *held_out : *data;
-  FinetunePage page{.title = "Fine-tuning on " + flags.data,
-                    .before = samples_before(flags, loaded, asked)};
+  FinetunePage page{.title = "Fine-tuning on " + flags.data};
+  page.before = samples_before(flags, loaded, asked);
   const auto done = run.run();
   const auto base = model_path(flags.model.model);
   adapter ? save_adapter(*adapter, result, base) : write_model(base, loaded, result);

@@ -67,7 +67,7 @@ void add_finetune_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_option("--save-every", flags.run.save_every, "steps; 0: at the end")
       ->capture_default_str();
   command
-      ->add_option(
+      .add_option(
           "--patience", flags.run.patience, "evaluations without a better one; 0: any number")
       ->capture_default_str();
   command.add_flag("--resume", flags.run.resume, "go on after the last checkpoint in --out");
@@ -94,7 +94,12 @@ void check_usage(const FinetuneFlags& flags) {
         "[finetune] --full trains all there is: expected no --train beside it");
   check(!flags.trains_weights() || flags.from.empty(),
         "[finetune] --from continues an adapter: expected no --full and no --train beside it");
-  check(flags.epochs >= 1, "[finetune] --epochs: expected at least 1, got {}", flags.epochs);
+  const std::pair<const char*, int64_t> ones[] = {{"--epochs", flags.epochs},
+                                                  {"--batch-size", flags.batches.rows},
+                                                  {"--accumulate", flags.trainer.accumulate}};
+  for (const auto& [name, count] : ones) {
+    check(count >= 1, "[finetune] {}: expected at least 1, got {}", name, count);
+  }
   check(
       flags.max_steps >= 0, "[finetune] --max-steps: expected at least 1, got {}", flags.max_steps);
   const std::pair<const char*, int64_t> counts[] = {{"--eval-every", flags.run.eval_every},

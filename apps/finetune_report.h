@@ -16,8 +16,8 @@ nlohmann::json write_samples(const Pretrained& loaded, const TrainingData& data,
 /// What a page tells of a training run.
 struct FinetunePage {
   std::string title = {};
-  std::vector<nlohmann::json> log = {};  // lines of log.jsonl
-  nlohmann::json before, after;          // of write_samples
+  std::vector<nlohmann::json> log = {};    // lines of log.jsonl
+  nlohmann::json before = {}, after = {};  // of write_samples
 };
 
 /// Loss, learning rate and gradient norm over steps, samples before and after.

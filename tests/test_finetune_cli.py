@@ -39,7 +39,8 @@ class FinetuneTest(cli.CliTest):
         return one_object(*self.command(out, *more))
 
     def log(self, out):
-        return [json.loads(line) for line in (self.folder / out / "log.jsonl").open()]
+        text = (self.folder / out / "log.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
     def matrices(self, out):
         return (self.folder / out / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -65,17 +66,19 @@ class Trains(FinetuneTest):
         self.assertNotEqual(one_object(*run)["ids"], [7])
 
     def test_the_best_step_is_kept(self):
-        other = [{"prompt_ids": [2, 5, 5, 6], "completion_ids": [9]}]  # gets worse and worse
-        held = self.lines("held.jsonl", other)
-        more = ("--eval-data", held, "--eval-every", 2, "--patience", 2, "--epochs", 20)
+        other = [{"prompt_ids": [2, 9, 4, 12, 40], "completion_ids": [7]}] * 3
+        held = self.lines("held.jsonl", [{**row, "completion_ids": [30 + i]} for i, row in enumerate(other)])
+        more = ("--eval-data", held, "--eval-every", 2, "--patience", 2, "--epochs", 40)
         found = self.train("run", *more)
+        losses = [row["eval_loss"] for row in self.log("run") if "eval_loss" in row]
+        best = losses.index(min(losses))
         self.assertTrue(found["stopped_early"])
-        self.assertEqual(found["best_step"], 0)
-        steps = sum("loss" in row for row in self.log("run"))
-        self.assertEqual(steps, 4)
-        # As it was before training: B is zero.
-        run = ("logits", "--ids", PROMPT_IDS, "--top", 3, *model("ids"))
-        self.assertEqual(one_object(*run, "--lora", found["out"]), one_object(*run))
+        self.assertEqual(found["best_step"], 2 * best)
+        self.assertEqual(len(losses), best + 3)  # two more that are no better
+        self.assertLess(losses[best], losses[-1])
+        # The adapter is that of the best step.
+        run = ("eval", "--data", held, *model("ids"), "--engine", "eager", "--lora", found["out"])
+        self.assertAlmostEqual(one_object(*run)["nll"], min(losses), places=4)
 
     def test_weights(self):
         found = self.train("run", "--train", "*.mlp.*,model.norm.weight", "--epochs", 4)
@@ -136,9 +139,9 @@ class Refuses(FinetuneTest):
         for flags, want in {
             ("--epochs", 0): "--epochs: expected at least 1, got 0",
             ("--max-steps", -1): "--max-steps: expected at least 1, got -1",
-            ("--batch-size", 0): "expected at least 1, got 0",
-            ("--accumulate", 0): "accumulate: expected at least 1, got 0",
-            ("--warmup", 99): "warmup: expected at most the 6 steps, got 99",
+            ("--batch-size", 0): "--batch-size: expected at least 1, got 0",
+            ("--accumulate", 0): "--accumulate: expected at least 1, got 0",
+            ("--warmup", 99): "warmup: expected at most the 3 steps, got 99",
             ("--schedule", "square"): "--schedule: expected constant, linear or cosine, got square",
             ("--learning-rate", 0): "learning_rate: expected a number above 0, got 0",
             ("--max-grad-norm", -1): "max_grad_norm: expected a number of at least 0, got -1",
@@ -150,20 +153,21 @@ class Refuses(FinetuneTest):
             ("--full", "--train", "*"): "expected no --train beside it",
             ("--full", "--from", "x"): "--from continues an adapter",
             ("--patience", 2): "expected --eval-data with it",
-            ("--max-tokens", 1): "max_tokens: expected at least 2, got 1",
+            ("--max-tokens", 1): "max_tokens: expected at least 2, the first is not predicted, got 1",
             ("--engine", "fused"): "fused",
             ("--from", "/nowhere"): "/nowhere/adapter_config.json",
             ("--eval-data", "/nowhere"): "/nowhere",
         }.items():
             with self.subTest(flags=flags):
-                shown = error(*self.command("run", *flags))
+                run = ("finetune", "--data", self.data, "--out", self.folder / "run")
+                shown = error(*run, *model("ids"), *flags)
                 self.assertIn(want, shown)
                 self.assertFalse((self.folder / "run" / "adapter").exists())
 
     def test_data_names_file_and_line(self):
         for line, want in {
             "{": ":3: ",
-            '{"prompt_ids": [2]}': ":3: completion_ids: ",
+            '{"prompt_ids": [2]}': ":3: fields: ",
             '{"ids": [2, 99999]}': ":3: ids",
             '{"text": "a b"}': ":3: text: ",
             '{"ids": []}': ":3: ids: ",

@@ -9,6 +9,12 @@
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {
 
+// Less than any number that is worth an exponential, and yet one: see kept_nan().
+constexpr float kLowest = -1e30F;
+
+// 0, or NaN where x is no finite number: max and exp would lose those, and a sum is to show them.
+GEMMA_TORCH_INLINE F kept_nan(F x) { return x - x; }
+
 // body(j, count) for j = 0, 16, ..: sixteen numbers each time, at last what is left.
 template <typename Body>
 GEMMA_TORCH_INLINE void by_lanes(int64_t n, const Body& body) {
@@ -110,14 +116,15 @@ template <typename T>
 void softmax(T* x, const typename RowTraining<T>::Seen& seen, float scale) {
   T* first = x + seen.begin;
   const int64_t n = seen.end - seen.begin;
-  F most = splat(-INFINITY);
+  F most = splat(kLowest);
   by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    most = max(get(first + j, count, -INFINITY), most);
+    most = max(get(first + j, count, kLowest), most);
   });
   const F top = splat(largest(most));
   F total{};
   by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    total += exp((get(first + j, count, -INFINITY) - top) * scale);
+    const F xj = get(first + j, count, kLowest);
+    total += exp((xj - top) * scale) + kept_nan(xj);
   });
   const float factor = 1.0F / sum(total);
   by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
@@ -145,16 +152,17 @@ void softmax_backward(const T* p, T* dp, const typename RowTraining<T>::Seen& se
 template <typename T>
 double cross_entropy(T* logits, int64_t n, int64_t target, float factor) {
   constexpr int64_t kPiece = 4096;  // numbers added in float32: more of them lose too much
-  F most = splat(-INFINITY);
+  F most = splat(kLowest);
   by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    most = max(get(logits + j, count, -INFINITY), most);
+    most = max(get(logits + j, count, kLowest), most);
   });
   const float top = largest(most);
   double total = 0;
   for (int64_t start = 0; start < n; start += kPiece) {
     F part{};
     by_lanes(std::min(kPiece, n - start), [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      part += exp(get(logits + start + j, count, -INFINITY) - splat(top));
+      const F x = get(logits + start + j, count, kLowest);
+      part += exp(x - splat(top)) + kept_nan(x);
     });
     total += sum(part);
   }
