@@ -91,8 +91,11 @@ TEST_CASE("rows of a parameter are stepped alone", "[training]") {
   auto weight = at::randn({6, 4}).to(at::kBFloat16);
   const auto before = weight.clone();
   auto gradient = at::ones({2, 4});
-  AdamW optimizer(
-      {{.name = "w", .parameter = weight, .rows = at::tensor({1, 4}, at::kLong), .gradient = gradient}}, {});
+  AdamW optimizer({{.name = "w",
+                    .parameter = weight,
+                    .rows = at::tensor({1, 4}, at::kLong),
+                    .gradient = gradient}},
+                  {});
   optimizer.step(0.5);
   CHECK((weight - before)[1].abs().min().item<double>() > 0.4);
   CHECK((weight - before)[4].abs().min().item<double>() > 0.4);
