@@ -4,10 +4,9 @@
 #include <cmath>
 
 #include "common.h"
+#include "examples.h"
 #include "fingerprint.h"
-#include "gemma_torch/adapt/training_data.h"
 #include "gemma_torch/base/error.h"
-#include "gemma_torch/generate/generate.h"
 #include "gemma_torch/inspect/score.h"
 #include "results_file.h"
 #include "token_labels.h"
@@ -27,40 +26,6 @@ struct EvalFlags {
   bool json = false;
 };
 
-// An example as what is given, and what should follow.
-struct Question {
-  std::vector<int64_t> prompt, expected;
-  std::vector<bool> is_target;  // of expected
-  bool one_answer = true;       // expected is targets alone
-};
-
-Question question_of(const Example& example) {
-  const auto first = std::find(example.is_target.begin(), example.is_target.end(), true);
-  const auto length = first - example.is_target.begin();
-  Question question;
-  question.prompt.assign(example.ids.begin(), example.ids.begin() + length);
-  question.expected.assign(example.ids.begin() + length, example.ids.end());
-  question.is_target.assign(first, example.is_target.end());
-  question.one_answer = std::find(question.is_target.begin(), question.is_target.end(), false) ==
-                        question.is_target.end();
-  return question;
-}
-
-// What greedy decoding makes of the prompt.
-std::vector<int64_t> answer_of(Engine& engine,
-                               const Question& question,
-                               const EvalFlags& flags,
-                               const Pretrained& loaded) {
-  engine.reset();
-  return generate(engine,
-                  {question.prompt},
-                  {.max_new_tokens = flags.max_new_tokens,
-                   .sampling = {.temperature = 0},
-                   .stop_ids = loaded.stop_ids})
-      .rows[0]
-      .ids;
-}
-
 json row_of(Engine& engine,
             const Question& question,
             const EvalFlags& flags,
@@ -76,7 +41,7 @@ json row_of(Engine& engine,
               {"targets", targets},
               {"exact", question.one_answer ? json(score.is_greedy) : json()}};
   if (flags.answers) {
-    const auto written = answer_of(engine, question, flags, loaded);
+    const auto written = greedy_answer(engine, question.prompt, flags.max_new_tokens, loaded);
     row["prompt"] = prompt_text(question.prompt, loaded.tokenizer);
     row["expected"] = loaded.tokenizer ? json(loaded.tokenizer->decode(question.expected, true))
                                        : json(question.expected);
@@ -156,14 +121,16 @@ std::vector<json> ask(Engine& engine,
 }
 
 void run_eval(const EvalFlags& flags) {
+  if (flags.answers && flags.out.empty()) {
+    throw CLI::RequiresError("--answers", "--out");  // they are written nowhere else
+  }
   check(flags.max_new_tokens >= 1,
         "[eval] --max-new-tokens: expected at least 1, got {}",
         flags.max_new_tokens);
   const auto loaded = load(flags.model);
-  auto examples = flags.examples;
-  examples.vocab_size = loaded.config.vocab_size;
   catch_interrupt();
-  const TrainingData data(flags.data, loaded.tokenizer ? &*loaded.tokenizer : nullptr, examples);
+  const auto opened = open_examples("eval", flags.data, loaded, flags.examples);
+  const auto& data = *opened;
   const auto engine = make_engine(loaded, flags.model, data.longest() + flags.max_new_tokens);
   auto summary = summary_of(ask(*engine, data, flags, loaded));
   summary["data"] = flags.data;

@@ -1,14 +1,11 @@
-#include <ATen/Context.h>
 #include <fmt/format.h>
-#include <malloc.h>
 
-#include <cmath>
 #include <filesystem>
 #include <random>
 #include <sstream>
 
-#include "adapters.h"
 #include "common.h"
+#include "examples.h"
 #include "finetune_flags.h"
 #include "finetune_report.h"
 #include "fingerprint.h"
@@ -18,6 +15,10 @@
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/hf_folder.h"
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace gemma_torch::apps {
 namespace {
@@ -39,15 +40,7 @@ Schedule parse_schedule(const std::string& name) {
 std::unique_ptr<TrainingData> open_data(const std::string& path,
                                         const Pretrained& loaded,
                                         const FinetuneFlags& flags) {
-  Progress progress(path + ": MB read");
-  auto options = flags.examples;
-  options.vocab_size = loaded.config.vocab_size;
-  const auto* tokenizer = loaded.tokenizer ? &*loaded.tokenizer : nullptr;
-  auto data =
-      std::make_unique<TrainingData>(path, tokenizer, options, [&](int64_t done, int64_t total) {
-        progress.show(done >> 20, total >> 20);
-        check(!interrupted(), "[finetune] stopped while {} was read; nothing was written", path);
-      });
+  auto data = open_examples("finetune", path, loaded, flags.examples);
   fmt::print(stderr,
              "gemma: {}: {} examples, {} tokens, {} of them targets; {} cut to {} tokens, {} left "
              "out without a target\n",
@@ -56,7 +49,7 @@ std::unique_ptr<TrainingData> open_data(const std::string& path,
              data->tokens(),
              data->targets(),
              data->truncated(),
-             options.max_tokens,
+             flags.examples.max_tokens,
              data->left_out());
   return data;
 }
@@ -220,7 +213,13 @@ void run_finetune(FinetuneFlags flags) {
   page.before = samples_before(flags, loaded, asked);
   const auto done = run.run();
   const auto base = model_path(flags.model.model);
-  adapter ? save_adapter(*adapter, result, base) : write_model(base, loaded, result);
+  if (adapter) {
+    save_adapter(*adapter, result, base);
+  } else {
+    AtomicFolder out(result);
+    write_model(base, loaded, out);
+    out.commit();
+  }
   page.after = write_samples(loaded, asked, flags.samples);
   write_page(flags, std::move(page));
   report(flags, done, result);

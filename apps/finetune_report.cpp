@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "gemma_torch/engine/engine.h"
-#include "gemma_torch/generate/generate.h"
+#include "examples.h"
 #include "line_chart.h"
 #include "page.h"
 #include "token_labels.h"
@@ -86,21 +85,14 @@ json write_samples(const Pretrained& loaded, const TrainingData& data, int64_t c
   const bool was_training = model->is_training();
   model->eval();
   for (int64_t i = 0; i < std::min(count, data.size()); ++i) {
-    const auto example = data.example(i);
-    const auto first = std::find(example.is_target.begin(), example.is_target.end(), true);
-    const auto length = first - example.is_target.begin();
-    const std::vector<int64_t> prompt(example.ids.begin(), example.ids.begin() + length);
-    const std::vector<int64_t> expected(example.ids.begin() + length, example.ids.end());
+    const auto question = question_of(data.example(i));
+    const auto length = static_cast<int64_t>(question.prompt.size());
     const auto engine = gemma_torch::make_engine(
         model, {.kind = EngineKind::kEager, .capacity = length + kNewTokens});
-    const auto written = generate(*engine,
-                                  {prompt},
-                                  {.max_new_tokens = kNewTokens,
-                                   .sampling = {.temperature = 0},
-                                   .stop_ids = loaded.stop_ids});
-    samples.push_back({{"prompt", prompt_text(prompt, loaded.tokenizer)},
-                       {"expected", prompt_text(expected, loaded.tokenizer)},
-                       {"text", prompt_text(written.rows[0].ids, loaded.tokenizer)}});
+    const auto written = greedy_answer(*engine, question.prompt, kNewTokens, loaded);
+    samples.push_back({{"prompt", prompt_text(question.prompt, loaded.tokenizer)},
+                       {"expected", prompt_text(question.expected, loaded.tokenizer)},
+                       {"text", prompt_text(written, loaded.tokenizer)}});
   }
   model->train(was_training);
   return samples;

@@ -126,7 +126,6 @@ void FinetuneRun::evaluate_now() {
     progress.show(++seen, parts_.held_out->per_epoch(0));
     return true;
   });
-  evaluated_at_ = step;
   log({{"step", step}, {"eval_loss", found.loss}, {"eval_targets", found.targets}});
   const bool better = !summary_.best || found.loss < summary_.best->loss;
   worse_ = better ? 0 : worse_ + 1;

@@ -71,7 +71,6 @@ class FinetuneRun {
   std::ofstream log_;
   FinetuneSummary summary_;
   int64_t worse_ = 0;  // evaluations since the best
-  int64_t evaluated_at_ = -1;
 };
 
 }  // namespace gemma_torch::apps

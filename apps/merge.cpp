@@ -16,10 +16,11 @@ void run_merge(const MergeFlags& flags) {
   if (flags.model.lora.empty()) {
     throw CLI::RequiredError("--lora");
   }
-  const AtomicFolder reserved(flags.out);  // that it cannot be made is said before the work
-  const auto loaded =
-      load(flags.model);  // adapters are merged where no engine of modules is asked for
-  write_model(model_path(flags.model.model), loaded, flags.out);
+  AtomicFolder out(flags.out);
+  // Adapters are merged where no engine of modules is asked for.
+  const auto loaded = load(flags.model);
+  write_model(model_path(flags.model.model), loaded, out);
+  out.commit();
   print_text(flags.out + "\n");
 }
 

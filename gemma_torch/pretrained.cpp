@@ -236,19 +236,18 @@ void write_weights(const Gemma3Model& model, AtomicFolder& out) {
 
 }  // namespace
 
-void write_model(const std::string& source, const Pretrained& loaded, const std::string& folder) {
+void write_model(const std::string& source, const Pretrained& loaded, AtomicFolder& out) {
   check(packed_formats(loaded.model).empty(),
         "[write] {}: expected weights, got a folder that gemma quantize made",
         source);
-  AtomicFolder out(folder);
   write_description(source, loaded, {}, out);
   write_weights(loaded.model, out);
-  out.commit();
 }
 
 void convert_to_folder(const std::string& source, const std::string& folder) {
-  AtomicFolder reserved(folder);  // that it cannot be made is said before the work
-  write_model(source, load_pretrained(source), folder);
+  AtomicFolder out(folder);
+  write_model(source, load_pretrained(source), out);
+  out.commit();
 }
 
 void write_quantized(const std::string& source,

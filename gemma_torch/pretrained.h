@@ -52,9 +52,9 @@ std::optional<Tokenizer> load_tokenizer(const std::string& path);
 /// and the chat template where the source has them. Whole or not at all.
 void convert_to_folder(const std::string& source, const std::string& folder);
 
-/// The same for the weights that a model loaded from `source` has now: trained, or merged with an adapter.
-/// Throws: Error if the model is quantised, or the folder exists with content or cannot be made.
-void write_model(const std::string& source, const Pretrained& loaded, const std::string& folder);
+/// The same for the weights that a model loaded from `source` has now: trained, or merged with an adapter;
+/// into a folder still to be committed. Throws: Error if the model is quantised.
+void write_model(const std::string& source, const Pretrained& loaded, AtomicFolder& out);
 
 /// The same for a model that quantize() has rounded, of load_pretrained(source), into a folder still to be committed.
 /// `report` is kept in config.json, in quantization_config. load_pretrained reads it back without any rounding.

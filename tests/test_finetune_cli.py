@@ -89,6 +89,18 @@ class Trains(FinetuneTest):
         steps = [row["loss"] for row in self.log("run") if "loss" in row]
         self.assertLess(steps[-1], steps[0])
 
+    def test_answers_are_kept(self):
+        out = self.folder / "answers.jsonl"
+        run = ("eval", "--data", self.data, *model("ids"), "--answers")
+        self.assertIn("--out", gemma(*run, code=2).stderr)
+        found = one_object(*run, "-n", 2, "-o", out)
+        rows = [json.loads(line) for line in out.read_text().splitlines()][1:]
+        self.assertEqual([row["line"] for row in rows], list(range(1, 13)))
+        self.assertEqual([row["expected"] for row in rows], [x["completion_ids"] for x in LINES])
+        exact = [row["answer"] == row["expected"] for row in rows]
+        self.assertEqual([row["exact"] for row in rows], exact)
+        self.assertAlmostEqual(found["nll"], sum(row["nll"] for row in rows) / found["targets"])
+
     def test_text_report(self):
         shown = gemma(*self.command("run", "--max-steps", 2))
         self.assertRegex(shown.stdout, r"run/adapter: 2 steps, 24 tokens, \d+ tok/s, peak memory")

@@ -127,16 +127,22 @@ def compare_logits(args, folder):
 CASES = {"lora": ("lora", 1), "lora, accumulated": ("lora", 3), "full": ("full", 1), "full, accumulated": ("full", 2)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parser_of(text, steps, cases):
+    """The flags that this script and measure_finetune.py share."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gemma", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokenizer", help="a folder that transformers reads one from [--model]")
     parser.add_argument("--text", required=True)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", default=";".join(cases), help="some of them, joined by ;")
+    return parser
+
+
+def main():
+    parser = parser_of(__doc__, 10, CASES)
     parser.add_argument("--loss-dtype", default="float64", help="of the oracle's softmax, see finetune_peft.py")
-    parser.add_argument("--cases", default=";".join(CASES), help="some of them, joined by ;")
     args = parser.parse_args()
     print(f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
     good = True

@@ -6,14 +6,13 @@
 Batches of 4 x 256 tokens, LoRA r 16 on all seven projections or all weights. Either program runs --runs times by turns,
 in a process of its own; medians of tok/s (the first step left out) and of peak memory, and their ratios.
 """
-import argparse
 import json
 import pathlib
 import statistics
 import sys
 import tempfile
 
-from check_finetune import HERE, first_adapter, run, write_data
+from check_finetune import HERE, first_adapter, parser_of, run, write_data
 
 # (what is trained, dtype, tokens of a prompt)
 CASES = {
@@ -62,16 +61,9 @@ def measure(args, name, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--gemma", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--tokenizer", help="a folder that transformers reads one from [--model]")
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--steps", type=int, default=6)
+    parser = parser_of(__doc__, 6, CASES)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--full-flags", default="", help="more flags of ours for full training")
-    parser.add_argument("--cases", default=";".join(CASES), help="some of them, joined by ;")
     args = parser.parse_args()
     print(pathlib.Path("/proc/loadavg").read_text().strip(), "(load before)")
     for name in args.cases.split(";"):
