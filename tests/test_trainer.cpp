@@ -144,6 +144,28 @@ TEST_CASE("cross-entropy and its gradients are PyTorch's, in pieces too", "[trai
       fmt::format("[cross_entropy] targets: expected 0 .. {}, got {}", vocabulary - 1, vocabulary));
 }
 
+TEST_CASE("a bfloat16 head's gradient is that of its logits, of few tokens that matter or of all",
+          "[training]") {
+  torch::manual_seed(5);
+  const double spread = GENERATE(3.0, 0.01);  // peaks, and rows where every token matters
+  const int64_t rows = 300, vocabulary = GENERATE(5003, 262'144), columns = 72;
+  const auto hidden = (at::randn({rows, columns}) * spread).to(at::kBFloat16);
+  const auto weight = at::randn({vocabulary, columns}).to(at::kBFloat16);
+  auto targets = at::randint(vocabulary, {rows});
+  const auto logits = hidden.matmul(weight.t()).to(at::kDouble).requires_grad_();
+  targets.slice(0, 0, rows / 2).copy_(logits.argmax(1).slice(0, 0, rows / 2));
+  const auto losses = at::cross_entropy_loss(logits, targets, /*weight=*/{}, at::Reduction::None);
+  (losses.sum() * 0.5).backward();
+  const auto want = logits.grad().matmul(weight.to(at::kDouble));
+  const auto found = cross_entropy(hidden, weight, targets, 0.5);
+  CHECK(std::abs(found.loss - losses.sum().item<double>()) < 1e-6 * found.loss);
+  CHECK((found.hidden - want).norm().item<double>() < 0x1p-8 * want.norm().item<double>());
+  auto both = at::zeros_like(weight);  // the weight's gradient beside it changes nothing
+  CHECK(at::equal(cross_entropy(hidden, weight, targets, 0.5, {{}, both}).hidden, found.hidden));
+  const auto all = logits.grad().t().matmul(hidden.to(at::kDouble));
+  CHECK((both - all).norm().item<double>() < 0x1p-7 * all.norm().item<double>());
+}
+
 TEST_CASE("a run that is cut and goes on ends in the same bits", "[training]") {
   const bool recompute = GENERATE(false, true);
   Run whole(kOptions, recompute);

@@ -38,10 +38,39 @@ struct RowTraining {
   double (*cross_entropy)(T* logits, int64_t n, int64_t target, float factor);
 };
 
+/// The tokens that matter to one row's softmax, by rising number, and the gradient of the loss at each.
+struct KeptTokens {
+  int32_t* tokens;
+  float* slopes;
+  int64_t count;
+};
+
+/// Most of a softmax over a large vocabulary is nearly nothing. Tokens that have together at most this much of the
+/// probability are left out of a row's gradient: a quarter of what rounding the gradient to bfloat16 takes from it.
+constexpr float kLeftOut = 0x1p-10F;
+
+/// The gradient of a bfloat16 head, by its kept tokens: a fraction of the work of the full product.
+struct HeadTraining {
+  /// Returns -ln softmax(logits)[target], in nats, of n logits; fills `kept`, which has room for n + 16
+  /// tokens, with `factor` times its gradient.
+  double (*keep)(const Bf16* logits, int64_t n, int64_t target, float factor, KeptTokens& kept);
+
+  /// out (rows, columns) = for each row the sum of slopes[i] * weight[tokens[i]], summed in float32 in `room` (rows,
+  /// columns) and rounded once. n: rows of the weight. Uses `kept` up.
+  struct Product {
+    const Bf16* weight;
+    int64_t n, columns;
+    float* room;
+    Bf16* out;
+  };
+  void (*product)(KeptTokens* kept, int64_t rows, const Product& of);
+};
+
 struct TrainingKernels {
   Isa isa;
   RowTraining<float> f32;
   RowTraining<Bf16> bf16;
+  HeadTraining head;
 };
 
 /// Those of one instruction set, or of the next narrower one that there are any for. The caller sees to it that

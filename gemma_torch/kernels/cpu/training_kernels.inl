@@ -177,6 +177,8 @@ double cross_entropy(T* logits, int64_t n, int64_t target, float factor) {
   return loss;
 }
 
+#include "gemma_torch/kernels/cpu/training_head.inl"
+
 template <typename T>
 constexpr RowTraining<T> kRows = {.rms_norm_backward = rms_norm_backward<T>,
                                   .gelu_mul = gelu_mul_rows<T>,
@@ -188,6 +190,7 @@ constexpr RowTraining<T> kRows = {.rms_norm_backward = rms_norm_backward<T>,
 }  // namespace
 
 extern const TrainingKernels kTrainingKernels;
-const TrainingKernels kTrainingKernels = {GEMMA_TORCH_ISA_VALUE, kRows<float>, kRows<Bf16>};
+const TrainingKernels kTrainingKernels = {
+    GEMMA_TORCH_ISA_VALUE, kRows<float>, kRows<Bf16>, {keep_tokens, kept_product}};
 
 }  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA
