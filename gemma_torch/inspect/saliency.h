@@ -31,7 +31,7 @@ struct EmbeddingGradient {
 /// The target and its gradient where `embeddings` (B, T, E), as the site embed has them (scaled by
 /// sqrt(E)), stand in the place of those of ids. Rows are runs of their own, without a cache.
 /// Memory: what autograd keeps of a pass of B * T tokens (near 2.5 MB a token of the 270M model in
-///         float32), and 32 rows of logits four times.
+///         float32), and 32 rows of logits four times in float64.
 /// Throws: Error for no ids, ids or tokens outside the vocabulary, another number of tokens, a
 ///         position that is not there, a loss of one token, embeddings of another shape.
 EmbeddingGradient embedding_gradient(Gemma3Model model,
