@@ -49,6 +49,15 @@ Axes axes_of(const LineChart& chart) {
   return {Range(chart.x), Range(all)};
 }
 
+// Two decimals, or as many as tell one tick from the next: learning rates are small.
+std::string tick_label(const Range& range, double share) {
+  const auto step = (range.high - range.low) / (kTicks - 1);
+  const auto decimals = std::max(2, 1 + static_cast<int>(std::ceil(-std::log10(step))));
+  const auto value = range.at(share);
+  return decimals <= 4 ? fmt::format("{:.{}f}", value, decimals)
+                       : fmt::format("{:.{}e}", value, value == 0 ? 0 : 1);
+}
+
 void draw_axes(const LineChart& chart, const Axes& axes, std::string& out) {
   out += fmt::format(R"(<rect class="frame" x="{}" y="{}" width="{}" height="{}"/>)",
                      kLeft,
@@ -60,13 +69,13 @@ void draw_axes(const LineChart& chart, const Axes& axes, std::string& out) {
     const auto y = kTop + kHeight * (1 - share);
     out += fmt::format(
         R"(<path stroke="#e4e8ec" d="M{} {:.1f}h{}"/><text text-anchor="end" x="{}" y="{:.1f}">)"
-        R"({:.2f}</text><text text-anchor="middle" x="{:.1f}" y="{}">{:.4g}</text>)",
+        R"({}</text><text text-anchor="middle" x="{:.1f}" y="{}">{:.4g}</text>)",
         kLeft,
         y,
         kWidth,
         kLeft - 6,
         y + 4,
-        axes.y.at(share),
+        tick_label(axes.y, share),
         kLeft + kWidth * share,
         kTop + kHeight + 16,
         axes.x.at(share));
