@@ -56,6 +56,19 @@ std::vector<T> normals(Random& random, int64_t n, float scale = 1) {
   return x;
 }
 
+// Sixteen numbers past the end, which no kernel may touch.
+template <typename T>
+std::vector<T> guarded(std::vector<T> x) {
+  x.insert(x.end(), 16, narrow<T>(7));
+  return x;
+}
+template <typename T>
+void check_guard(Check& check, const std::vector<T>& x) {
+  for (auto j = x.size() - 16; j < x.size(); ++j) {
+    check.same(x[j], narrow<T>(7));
+  }
+}
+
 template <typename T>
 const char* type_name() {
   return sizeof(T) == sizeof(float) ? " float32" : " bfloat16";
@@ -75,12 +88,14 @@ void compare_norm_backward(const Subject& s, Check& check, int64_t rows, int64_t
   const auto x = normals<T>(random, rows * n, size), dy = normals<T>(random, rows * n);
   const auto scale = normals<T>(random, n);
   const auto before = random.normals(n);
-  auto dscale = before;
-  std::vector<T> dx(x.size()), again(x.size());
+  auto dscale = guarded(before);
+  auto dx = guarded(x), again = dx;
   const auto run = rows_of<T>(s).rms_norm_backward;
   run({x.data(), scale.data(), dy.data(), dx.data(), dscale.data()}, rows, n, kEps);
   run({x.data(), scale.data(), dy.data(), again.data(), nullptr}, rows, n, kEps);
   check.same(dx, again);
+  check_guard(check, dx);
+  check_guard(check, dscale);
   Numbers want_scale(before.begin(), before.end()), size_scale(index(n), 1.0);
   for (int64_t r = 0; r < rows; ++r) {
     double squares = 0, products = 0, sizes = 0;
@@ -140,10 +155,13 @@ void compare_gelu(const Subject& s, Check& check, int64_t n, float size) {
   gate[0] = narrow<T>(60000);
   gate[index(n / 2)] = narrow<T>(-60000);
   gate[index(n - 1)] = narrow<T>(0);
-  std::vector<T> y(up.size()), dgate(up.size()), dup(up.size());
+  auto y = guarded(up), dgate = y, dup = y;
   rows_of<T>(s).gelu_mul(gate.data(), up.data(), y.data(), n);
   rows_of<T>(s).gelu_mul_backward(gate.data(), up.data(), dy.data(), dgate.data(), dup.data(), n);
-  for (size_t j = 0; j < y.size(); ++j) {
+  for (const auto* out : {&y, &dgate, &dup}) {
+    check_guard(check, *out);
+  }
+  for (size_t j = 0; j < gate.size(); ++j) {
     const double x = value(gate[j]), u = value(up[j]), d = value(dy[j]);
     const Gelu gelu(x);
     const double floor = 1e-20;  // e^-88 times what the gates of 60000 make of it
@@ -205,11 +223,13 @@ void compare_softmax(const Subject& s, Check& check, int64_t n, float size) {
   auto x = normals<T>(random, n, size);
   x[0] = narrow<T>(1e30);  // not seen unless it is the only one
   const Softmax want(x, begin, end, kScale);
-  auto p = x;
+  auto p = guarded(x);
   rows_of<T>(s).softmax(p.data(), seen, kScale);
-  auto slope = normals<T>(random, n);
+  auto slope = guarded(normals<T>(random, n));
   const auto dp = slope;
   rows_of<T>(s).softmax_backward(p.data(), slope.data(), seen, kScale);
+  check_guard(check, p);
+  check_guard(check, slope);
   double mean = 0, sizes = 0;
   for (auto j = begin; j < end; ++j) {
     mean += value(p[index(j)]) * value(dp[index(j)]);
@@ -244,10 +264,12 @@ void compare_cross_entropy(const Subject& s, Check& check, std::vector<T> x, int
   constexpr float kFactor = 0.125F;
   const auto n = static_cast<int64_t>(x.size());
   const Softmax want(x, 0, n, 1);
+  x = guarded(x);
   const auto loss = rows_of<T>(s).cross_entropy(x.data(), n, target, kFactor);
   const double far = want.away[index(target)];
   check.near(loss, want.loss_of_top + far, 2e-6);
-  for (size_t j = 0; j < x.size(); ++j) {
+  check_guard(check, x);
+  for (size_t j = 0; j < want.p.size(); ++j) {
     const bool own = static_cast<int64_t>(j) == target;
     const double wanted = kFactor * (want.p[j] - (own ? 1 : 0));
     near(check, x[j], wanted, kFactor * (want.relative(j) * want.p[j] + (own ? 1e-6 : 0)));
