@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """`gemma finetune --from-scratch` against transformers: the same first weights, the same batches, float32.
 
-    python tests/reference/check_scratch.py --gemma build/release/gemma --config CONFIG.json --text BOOK.txt
+    python tests/reference/check_scratch.py --gemma build/release/gemma --config apps/recipes/small_config.json --text BOOK.txt
 
-Trains a tokenizer on the text with sentencepiece (as many pieces as the config has rows, with byte fallback), lets gemma
-draw a model and train it for --steps on windows of the text in their order, then trains transformers' Gemma3ForCausalLM
+Trains a tokenizer on the text (apps/recipes/train_tokenizer.py, as many pieces as the config has rows), lets gemma draw a model and train it for --steps on windows of the text in their order, then trains transformers' Gemma3ForCausalLM
 from the weights that gemma drew (OUT/initial) on the windows that it cut (OUT/data.jsonl), with torch's AdamW. Prints
 both losses beside each other. Exit code 1 where a step's loss is further off than 1e-3. Needs torch, transformers,
 safetensors and sentencepiece.
@@ -20,24 +19,18 @@ import torch
 import transformers
 from check_finetune import HERE, run
 
-
-def train_tokenizer(args, folder):
-    """A tokenizer.model that changes no text before it cuts it, as Gemma's."""
-    pieces = json.loads(pathlib.Path(args.config).read_text())["vocab_size"]
-    sentencepiece.SentencePieceTrainer.train(
-        input=args.text, model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=pieces, byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=2,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>")
-    return folder / "tokenizer.model"
+sys.path.append(str(HERE.parents[1] / "apps" / "recipes"))
+import train_tokenizer  # noqa: E402
 
 
 def train_both(args, folder):
-    out = folder / "run"
+    out, tokenizer = folder / "run", folder / "tokenizer.model"
+    train_tokenizer.train(args.text, json.loads(pathlib.Path(args.config).read_text())["vocab_size"], tokenizer)
     same = ["--learning-rate", 1e-3, "--warmup", 10, "--schedule", "cosine", "--weight-decay", 0.01,
             "--batch-size", args.batch_size]
-    ours = run([args.gemma, "finetune", "--from-scratch", args.config, "--tokenizer", train_tokenizer(args, folder),
-                "--plain-text", "--data", args.text, "--out", out, "--max-tokens", args.max_tokens, "--in-order",
-                "--max-steps", args.steps, "--seed", args.seed, "-t", args.threads, "--json", *same])
+    ours = run([args.gemma, "finetune", "--from-scratch", args.config, "--tokenizer", tokenizer, "--plain-text",
+                "--data", args.text, "--out", out, "--max-tokens", args.max_tokens, "--in-order", "--max-steps", args.steps,
+                "--seed", args.seed, "-t", args.threads, "--json", *same])
     theirs = run([sys.executable, HERE / "finetune_peft.py", "--model", out / "initial", "--data", out / "data.jsonl",
                   "--full", "--dtype", "float32", "--steps", args.steps, "--threads", args.threads,
                   "--out", folder / "theirs", *same])
