@@ -71,11 +71,12 @@ std::string make_windows(const FinetuneFlags& flags,
   make_folder(flags.run.out);
   const auto out = flags.run.out + "/" + name;
   Progress progress(path + ": MB cut");
+  const auto show = [&](int64_t done, int64_t total) {
+    progress.show(done >> 20, total >> 20);
+    check(!interrupted(), "[finetune] stopped while {} was read", path);
+  };
   write_text_windows(
-      path, *loaded.tokenizer, flags.examples.max_tokens, out, [&](int64_t done, int64_t total) {
-        progress.show(done >> 20, total >> 20);
-        check(!interrupted(), "[finetune] stopped while {} was read", path);
-      });
+      path, *loaded.tokenizer, out, {.max_tokens = flags.examples.max_tokens, .on_progress = show});
   return out;
 }
 

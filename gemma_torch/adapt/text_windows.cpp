@@ -78,19 +78,18 @@ void check_text(const std::string& path, std::string_view text, int64_t& line) {
 
 void write_text_windows(const std::string& path,
                         const Tokenizer& tokenizer,
-                        int64_t max_tokens,
                         const std::string& out,
-                        const ReadProgress& on_progress) {
-  check(max_tokens >= 2,
+                        const WindowOptions& options) {
+  check(options.max_tokens >= 2,
         "[text] max_tokens: expected at least 2, the first is <bos>, got {}",
-        max_tokens);
+        options.max_tokens);
   check(tokenizer.bos_id() >= 0, "[text] tokenizer: expected a vocabulary with <bos>");
   check(std::filesystem::is_regular_file(path), "[text] {}: expected a file, found none", path);
   std::ifstream file(path, std::ios::binary);
   check(file.is_open(), "[text] {}: cannot be read", path);
   const auto total = static_cast<int64_t>(std::filesystem::file_size(path));
   check(total > 0, "[text] {}: expected a text, the file is empty", path);
-  Windows windows(tokenizer, max_tokens, out);
+  Windows windows(tokenizer, options.max_tokens, out);
   std::string text;
   int64_t done = 0, line = 1;
   for (std::string piece(kPiece, '\0'); file;) {
@@ -107,8 +106,8 @@ void write_text_windows(const std::string& path,
     check_text(path, whole, line);
     windows.add(whole);
     text.erase(0, cut);
-    if (on_progress) {
-      on_progress(done, total);
+    if (options.on_progress) {
+      options.on_progress(done, total);
     }
   }
   check(!file.bad(), "[text] {}: cannot be read", path);
