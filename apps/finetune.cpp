@@ -9,7 +9,9 @@
 #include "finetune_flags.h"
 #include "finetune_report.h"
 #include "fingerprint.h"
+#include "from_scratch.h"
 #include "gemma_torch/adapt/peft.h"
+#include "gemma_torch/adapt/sparse_embedding.h"
 #include "gemma_torch/adapt/trained_set.h"
 #include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/device.h"
@@ -40,7 +42,11 @@ Schedule parse_schedule(const std::string& name) {
 std::unique_ptr<TrainingData> open_data(const std::string& path,
                                         const Pretrained& loaded,
                                         const FinetuneFlags& flags) {
-  auto data = open_examples("finetune", path, loaded, flags.examples);
+  const auto name = path == flags.data ? "data.jsonl" : "eval_data.jsonl";
+  auto data = open_examples("finetune",
+                            flags.plain_text ? make_windows(flags, loaded, path, name) : path,
+                            loaded,
+                            flags.examples);
   fmt::print(stderr,
              "gemma: {}: {} examples, {} tokens, {} of them targets; {} cut to {} tokens, {} left "
              "out without a target\n",
@@ -88,6 +94,7 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
                 {"seed", *flags.seed}};
   if (flags.trains_weights()) {
     facts["train"] = flags.train;
+    facts["sparse_embedding"] = flags.sparse_embedding;
   } else {
     facts["lora"] = {{"rank", flags.lora.rank},
                      {"alpha", flags.lora.alpha},
@@ -153,6 +160,27 @@ void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::
                          static_cast<double>(peak_memory_bytes()) / 1e9));
 }
 
+double default_learning_rate(const FinetuneFlags& flags) {
+  return !flags.from_scratch.empty() ? 1e-3 : flags.trains_weights() ? 2e-5 : 2e-4;
+}
+
+// Leaves the embedding's other rows as they are, in training and out of the optimiser's memory.
+void limit_embedding(const TrainingData& data,
+                     const Pretrained& loaded,
+                     TrainingPass& pass,
+                     std::vector<TrainedTensor>& trained) {
+  Progress progress("looking for tokens: examples");
+  const auto rows = ids_seen(data, [&](int64_t done, int64_t total) {
+    progress.show(done, total);
+    check(!interrupted(), "[finetune] stopped before the first step");
+  });
+  train_rows(rows, loaded.model, pass, trained);
+  fmt::print(stderr,
+             "gemma: {} of the embedding's {} rows are trained, those of tokens in the data\n",
+             rows.size(0),
+             loaded.config.vocab_size);
+}
+
 Adapter begin_adapter(FinetuneFlags& flags, Gemma3Model model) {
   if (!flags.from.empty()) {
     auto adapter = load_adapter(model, flags.from);
@@ -166,13 +194,17 @@ Adapter begin_adapter(FinetuneFlags& flags, Gemma3Model model) {
 void run_finetune(FinetuneFlags flags) {
   check_usage(flags);
   flags.trainer.schedule = parse_schedule(flags.schedule);
-  flags.trainer.learning_rate = flags.learning_rate.value_or(flags.trains_weights() ? 2e-5 : 2e-4);
+  flags.trainer.learning_rate = flags.learning_rate.value_or(default_learning_rate(flags));
   flags.seed = flags.seed ? *flags.seed : std::random_device{}();
   flags.batches.seed = *flags.seed;
   flags.batches.shuffle = !flags.in_order;
   flags.batches.max_tokens = flags.examples.max_tokens;
   keep_freed_memory();
   catch_interrupt();
+  if (!flags.from_scratch.empty()) {
+    flags.full = true;
+    flags.model.model = make_initial(flags);
+  }
   const auto loaded = load_modules("finetune", flags.model);
   const auto data = open_data(flags.data, loaded, flags);
   const auto held_out =
@@ -203,6 +235,9 @@ void run_finetune(FinetuneFlags flags) {
     held_out_batches.emplace(*held_out, options);
   }
   TrainingPass pass(loaded.model, flags.pass);
+  if (flags.sparse_embedding) {
+    limit_embedding(*data, loaded, pass, trained);
+  }
   Trainer trainer(loaded.model, pass, batches, trained, flags.trainer);
   flags.run.facts = facts_of(flags, loaded, *data);
   fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);

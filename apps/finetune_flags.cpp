@@ -9,7 +9,8 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
   const auto number = [&](const char* name, auto& target, const char* help) {
     command.add_option(name, target, help)->capture_default_str();
   };
-  command.add_option("--learning-rate", flags.learning_rate, "[2e-4; of weights 2e-5]");
+  command.add_option(
+      "--learning-rate", flags.learning_rate, "[2e-4; of weights 2e-5; from scratch 1e-3]");
   number("--schedule", flags.schedule, "of the learning rate: constant, linear or cosine");
   number("--warmup", flags.trainer.warmup, "steps in which the learning rate rises from 0");
   number("--weight-decay", flags.trainer.adamw.weight_decay, "of AdamW; norms have none");
@@ -51,6 +52,28 @@ void add_lora_flags(CLI::App& command, FinetuneFlags& flags) {
                   "train these weights instead: names or globs, '*.mlp.*,*norm.weight'")
       ->delimiter(',')
       ->allow_extra_args(false);
+  command.add_flag("--sparse-embedding",
+                   flags.sparse_embedding,
+                   "of the embedding train only rows of tokens in --data: less memory; the others "
+                   "stay as they are, where AdamW on all would move and decay them too");
+  command.add_option("--from-scratch",
+                     flags.from_scratch,
+                     "a config.json: train a new model of that shape, drawn from --seed");
+  command.add_option("--tokenizer",
+                     flags.tokenizer,
+                     "of the new model: a folder, tokenizer.model or tokenizer.json");
+}
+
+void check_new_model(const FinetuneFlags& flags) {
+  const bool is_new = !flags.from_scratch.empty();
+  check(is_new || flags.tokenizer.empty(),
+        "[finetune] --tokenizer is that of a new model: expected --from-scratch with it");
+  check(!is_new || (flags.model.model.empty() && flags.train.empty() && flags.model.lora.empty()),
+        "[finetune] --from-scratch trains all of a new model: expected no --model, --lora or "
+        "--train beside it");
+  check(!flags.sparse_embedding || flags.trains_weights(),
+        "[finetune] --sparse-embedding: expected --full, --train or --from-scratch with it, an "
+        "adapter trains no embedding");
 }
 
 }  // namespace
@@ -60,6 +83,9 @@ void add_finetune_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_option("--eval-data", flags.eval_data, "the same, held out: the best step is kept");
   command.add_option(
       "-o,--out", flags.run.out, "the run's folder: adapter or model, log, checkpoints");
+  command.add_flag("--plain-text",
+                   flags.plain_text,
+                   "--data and --eval-data are whole texts, cut into windows of --max-tokens");
   add_lora_flags(command, flags);
   add_training_flags(command, flags);
   command.add_option("--eval-every", flags.run.eval_every, "steps; 0: before and after")
@@ -90,6 +116,7 @@ void check_usage(const FinetuneFlags& flags) {
   if (flags.data.empty() || flags.run.out.empty()) {
     throw CLI::RequiredError(flags.data.empty() ? "--data" : "--out");
   }
+  check_new_model(flags);
   check(!(flags.full && !flags.train.empty()),
         "[finetune] --full trains all there is: expected no --train beside it");
   check(!flags.trains_weights() || flags.from.empty(),

@@ -20,6 +20,10 @@ struct FinetuneFlags {
   std::string from = {};  // an adapter's folder to begin with
   bool full = false;
   std::vector<std::string> train = {};  // globs of parameters
+  bool sparse_embedding = false;
+  std::string from_scratch = {},
+              tokenizer = {};  // a config.json, and what a new model reads with it
+  bool plain_text = false;     // data and eval_data are whole texts
   BatchOptions batches = {};
   bool in_order = false;
   TrainerOptions trainer = {};
@@ -33,7 +37,7 @@ struct FinetuneFlags {
   int64_t samples = 3;
   bool json = false;
 
-  bool trains_weights() const { return full || !train.empty(); }
+  bool trains_weights() const { return full || !train.empty() || !from_scratch.empty(); }
 };
 
 void add_finetune_flags(CLI::App& command, FinetuneFlags& flags);

@@ -16,7 +16,8 @@ namespace {
 using json = nlohmann::json;
 
 constexpr int64_t kNewTokens = 48;
-constexpr size_t kPoints = 800;  // of a curve; more steps are averaged
+constexpr std::ptrdiff_t kOpening = 16;  // tokens of a whole text that are given
+constexpr size_t kPoints = 800;          // of a curve; more steps are averaged
 
 // One field of the log over steps, NaN where a line has none.
 struct Curve {
@@ -77,6 +78,19 @@ std::string samples_html(const json& before, const json& after) {
   return out.empty() ? out : "<section><h2>Samples, greedy</h2>" + out + "</section>";
 }
 
+// A whole text has no prompt but its first token: some of it is given, or all would be answered alike.
+Question sample_of(const Example& example) {
+  auto question = question_of(example);
+  auto& expected = question.expected;
+  if (question.prompt.size() == 1 && std::ssize(expected) > 2 * kOpening) {
+    const auto end = expected.begin() + kOpening;
+    question.prompt.insert(question.prompt.end(), expected.begin(), end);
+    expected.erase(expected.begin(), end);
+    expected.resize(std::min(expected.size(), static_cast<size_t>(kNewTokens)));
+  }
+  return question;
+}
+
 }  // namespace
 
 json write_samples(const Pretrained& loaded, const TrainingData& data, int64_t count) {
@@ -85,7 +99,7 @@ json write_samples(const Pretrained& loaded, const TrainingData& data, int64_t c
   const bool was_training = model->is_training();
   model->eval();
   for (int64_t i = 0; i < std::min(count, data.size()); ++i) {
-    const auto question = question_of(data.example(i));
+    const auto question = sample_of(data.example(i));
     const auto length = static_cast<int64_t>(question.prompt.size());
     const auto engine = gemma_torch::make_engine(
         model, {.kind = EngineKind::kEager, .capacity = length + kNewTokens});

@@ -107,6 +107,113 @@ class Trains(FinetuneTest):
         self.assertIn("12 examples, 72 tokens, 24 of them targets; 0 cut to 512", shown.stderr)
 
 
+class FromScratch(FinetuneTest):
+    """A model of the tiny folder's shape, on a text of its vocabulary's letters."""
+
+    def setUp(self):
+        super().setUp()
+        self.text = self.folder / "book.txt"
+        self.text.write_text("abc ab\ncd é\n\n" * 120)
+        self.config = self.folder / "small.json"
+        config = json.loads((cli.MODELS / "text" / "config.json").read_text())
+        self.config.write_text(json.dumps({**config, "dtype": "float32"}))
+
+    def command(self, out, *more):
+        new = ("--from-scratch", self.config, "--tokenizer", cli.MODELS / "text")
+        run = ("finetune", *new, "--plain-text", "--data", self.text, "--out", self.folder / out)
+        return (*run, "--max-tokens", 17, "--batch-size", 4, "--seed", 3, "-t", 1, *more)
+
+    def windows(self, out):
+        text = (self.folder / out / "data.jsonl").read_text()
+        return [json.loads(line)["ids"] for line in text.splitlines()]
+
+    def test_learns_a_text(self):
+        found = self.train("run", "--eval-data", self.text, "--max-steps", 60, "--learning-rate", 0.01)
+        windows = self.windows("run")
+        self.assertEqual({ids[0] for ids in windows}, {2})
+        self.assertEqual({len(ids) for ids in windows[:-1]}, {17})
+        losses = [row["eval_loss"] for row in self.log("run") if "eval_loss" in row]
+        self.assertAlmostEqual(losses[0], 5.7, delta=1.5)  # ln 300: a tied head draws small logits
+        self.assertLess(found["best_eval_loss"], 1.0)
+        written = one_object("generate", "-p", "abc ab\n", "-n", 6, "--greedy", "-m", found["out"])
+        self.assertEqual(written["text"], "cd é\n\nabc ")
+        # The first weights are kept, and are the seed's.
+        first = one_object("perplexity", "--ids", "2,5,6,7", "-c", 0, "-m", self.folder / "run" / "initial")
+        again = self.folder / "again"
+        self.train("again", "--max-steps", 1)
+        weights = [(self.folder / out / "initial" / "model.safetensors").read_bytes() for out in ("run", "again")]
+        self.assertEqual(*weights)
+        self.assertGreater(first["nll"], 4)
+        self.assertTrue((again / "model" / "tokenizer.model").exists())
+
+    def test_a_killed_run_ends_in_the_same_bits(self):
+        more = ("--max-steps", 300, "--save-every", 20, "--sparse-embedding")
+        self.train("whole", *more)
+        words = [cli.GEMMA, *map(str, self.command("cut", *more))]
+        run = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        cli.wait_for_lines(self.folder / "cut" / "log.jsonl", 30, run)
+        run.kill()
+        run.communicate(timeout=300)
+        self.assertIn("expected a new folder", error(*self.command("cut", *more)))
+        seed = list(self.command("cut", *more, "--resume"))
+        seed[seed.index("--seed") + 1] = 4
+        for other in (seed, self.command("cut", *more, "--resume", "--dtype", "bfloat16")):
+            shown = error(*other)
+            self.assertIn("expected the weights that the run began with", shown)
+        self.train("cut", *more, "--resume")
+        bits = [(self.folder / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
+        self.assertEqual(*bits)
+
+    def test_rows_of_tokens_never_seen_stay(self):
+        def embedding(folder):
+            blob = (self.folder / folder / "model.safetensors").read_bytes()
+            length = int.from_bytes(blob[:8], "little")
+            at = json.loads(blob[8 : 8 + length])["model.embed_tokens.weight"]["data_offsets"]
+            rows = blob[8 + length + at[0] : 8 + length + at[1]]
+            return [rows[i : i + 64] for i in range(0, len(rows), 64)]  # 16 numbers of float32
+
+        for flags, stays in ((("--sparse-embedding",), True), ((), False)):
+            out = f"run{len(flags)}"
+            found = gemma(*self.command(out, "--max-steps", 3, *flags))
+            before, after = embedding(f"{out}/initial"), embedding(f"{out}/model")
+            moved = {i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b}
+            seen = {i for ids in self.windows(out) for i in ids}
+            self.assertEqual(moved, seen if stays else set(range(300)))
+            if stays:
+                self.assertIn(f"{len(seen)} of the embedding's 300 rows are trained", found.stderr)
+
+    def test_refuses(self):
+        bad = self.folder / "bad.json"
+        bad.write_text('{"hidden_size": 16}')
+        small = self.folder / "few.json"
+        small.write_text(json.dumps({**json.loads(self.config.read_text()), "vocab_size": 200}))
+        for flags, want in {
+            ("--from-scratch", "/nowhere.json"): "/nowhere.json: no such file",
+            ("--from-scratch", bad): f"intermediate_size: expected a whole number, got nothing ({bad})",
+            ("--from-scratch", small): "vocab_size: expected at least the 300 pieces",
+            ("--tokenizer", "/nowhere"): "/nowhere: no such file or folder",
+            ("--tokenizer", self.config): "tokenizer",
+            ("--train", "*"): "expected no --model, --lora or --train beside it",
+            ("--data", "/nowhere.txt"): "/nowhere.txt: expected a file, found none",
+            ("--from", "x"): "--from continues an adapter",
+        }.items():
+            with self.subTest(flags=flags):
+                words = list(self.command("run"))
+                if flags[0] in words:
+                    words[words.index(flags[0]) + 1] = flags[1]
+                else:
+                    words += flags
+                self.assertIn(want, error(*words))
+        self.text.write_bytes(b"a\nb\n\xff")
+        self.assertIn(f"{self.text}:3: expected UTF-8", error(*self.command("other")))
+        run = ("finetune", "--data", self.data, "--out", self.folder / "third", *model("ids"))
+        self.assertIn("expected --from-scratch", error(*run, "--tokenizer", "x"))
+        self.assertIn("expected a model with a tokenizer", error(*run, "--plain-text"))
+        self.assertIn("expected --full, --train or", error(*run, "--sparse-embedding"))
+        frozen = error(*run, "--sparse-embedding", "--train", "*.mlp.*")
+        self.assertIn("expected the embedding among what is trained", frozen)
+
+
 class GoesOn(FinetuneTest):
     MORE = ("--epochs", 5, "--lora-dropout", 0.1, "--save-every", 4, "--accumulate", 2)
 

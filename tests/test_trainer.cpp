@@ -10,6 +10,7 @@
 
 #include "gemma_torch/adapt/checkpoint.h"
 #include "gemma_torch/adapt/cross_entropy.h"
+#include "gemma_torch/adapt/sparse_embedding.h"
 #include "gemma_torch/adapt/trained_set.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -268,4 +269,42 @@ TEST_CASE("parameters are chosen by globs", "[training]") {
   CHECK_FALSE(model->tok_emb->weight.requires_grad());
   CHECK_THAT(error_of([&] { train_parameters(model, {"*.mlp.*", "lm_head"}); }),
              Catch::Contains("got \"lm_head\""));
+}
+
+TEST_CASE("the embedding's rows of tokens seen are trained, saved and gone on with", "[training]") {
+  const LinesFile file(id_lines({12, 5, 9, 20}));
+  const TrainingData data(file.path, nullptr, {.vocab_size = 1003});
+  const auto rows = ids_seen(data);
+  CHECK(at::equal(rows, at::tensor({1, 2, 3, 4, 101, 102, 103, 104}, at::kLong)));
+  auto model = small_models().rounded;
+  const auto before = model->tok_emb->weight.detach().clone();
+  Batches batches(data, {.rows = 2, .seed = 3});
+  TrainingPass pass(model);
+  auto trained = train_parameters(model, {"*"});
+  train_rows(rows, model, pass, trained);
+  Trainer trainer(model, pass, batches, trained, {.learning_rate = 1e-2, .steps = 6});
+  for (int step = 0; step < 3; ++step) {
+    trainer.step();
+  }
+  const auto moved = (model->tok_emb->weight.detach() - before).abs().amax(1).gt(0).nonzero();
+  CHECK(at::equal(moved.flatten(), rows));
+  const auto state = trainer.state();
+  CHECK(state.at("model.embed_tokens.weight").sizes() == at::IntArrayRef{8, 128});
+  CHECK(state.at("model.embed_tokens.weight.exp_avg").sizes() == at::IntArrayRef{8, 128});
+
+  auto kept = TensorMap();
+  for (const auto& [name, tensor] : state) {
+    kept.emplace(name, tensor.clone());
+  }
+  trainer.step();
+  const auto after = model->tok_emb->weight.detach().clone();
+  trainer.load(kept);
+  CHECK_FALSE(at::equal(model->tok_emb->weight, after));
+  trainer.step();
+  CHECK(at::equal(model->tok_emb->weight, after));
+
+  kept.at("model.embed_tokens.weight.rows")[7] = 900;
+  CHECK_THAT(error_of([&] { trainer.load(kept); }), Catch::Contains("expected the rows that are"));
+  auto frozen = train_parameters(model, {"*norm.weight"});
+  CHECK_THAT(error_of([&] { train_rows(rows, model, pass, frozen); }), Catch::Contains("frozen"));
 }

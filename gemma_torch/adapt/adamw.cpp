@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -16,6 +17,7 @@ namespace {
 
 constexpr int64_t kPiece = int64_t{4} << 20;  // numbers whose gradients are widened at a time
 constexpr char kSteps[] = "steps";
+constexpr char kRows[] = ".rows";
 
 }  // namespace
 
@@ -123,6 +125,9 @@ TensorMap AdamW::state() const {
     state.emplace(name, slots_[i].master);
     state.emplace(name + ".exp_avg", slots_[i].exp_avg);
     state.emplace(name + ".exp_avg_sq", slots_[i].exp_avg_sq);
+    if (trained_[i].rows.defined()) {
+      state.emplace(name + kRows, trained_[i].rows);
+    }
   }
   state.emplace(kSteps, at::full({1}, steps_, at::TensorOptions(at::kLong)));
   return state;
@@ -142,6 +147,9 @@ void AdamW::load(const TensorMap& given) {
           shape_str(tensor.sizes()),
           c10::toString(found->second.scalar_type()),
           shape_str(found->second.sizes()));
+    check(!name.ends_with(kRows) || at::equal(tensor, found->second.to(tensor.device())),
+          "[adamw] state: {}: expected the rows that are trained, got others",
+          name);
   }
   for (const auto& [name, tensor] : given) {
     check(

@@ -38,10 +38,10 @@ class AdamW {
 
   void clear_gradients();
 
-  /// Master copies (parameters where there are none), moments and the number of steps, by name: they share memory.
+  /// Master copies (parameters where there are none), moments, rows and the number of steps, by name: they share memory.
   TensorMap state() const;
   /// Takes over such a state, parameters too. Throws: Error naming the tensor that is missing, left over, or of
-  /// another shape or dtype.
+  /// another shape or dtype, or of other rows.
   void load(const TensorMap& state);
 
   const std::vector<TrainedTensor>& trained() const { return trained_; }

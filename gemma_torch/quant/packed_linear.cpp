@@ -1,7 +1,11 @@
 #include "gemma_torch/quant/packed_linear.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <c10/util/BFloat16.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <vector>
 
@@ -33,28 +37,88 @@ PackedLinearImpl::PackedLinearImpl(
   register_buffer("cells", cells);
 }
 
-Packed PackedLinearImpl::packed() const {
+namespace {
+
+// sizes: out, in, slice.
+Packed packed_of(const torch::Tensor& cells, Format format, const std::vector<int64_t>& sizes) {
   Packed w;
-  w.format = format_;
-  w.rows = out_features;
-  w.columns = in_features;
-  w.slice = slice_;
+  w.format = format;
+  w.rows = sizes[0];
+  w.columns = sizes[1];
+  w.slice = sizes[2];
   w.cells = cells.const_data_ptr<uint8_t>();
   return w;
 }
 
-torch::Tensor PackedLinearImpl::unpacked() const {
-  const auto w = packed();
-  const auto& kernel = kernels::fused_kernels(kernels::best_isa());
-  auto panels = at::empty({w.blocks(), w.columns, kernels::kBlockRows}, torch::kFloat);
-  for (int64_t b = 0; b < w.blocks(); ++b) {
-    kernel.panel_f32(w, b, panels.mutable_data_ptr<float>() + b * w.columns * kernels::kBlockRows);
+// Rows 16 block .. of w, to `to` (16, columns). `panel` has room for them in the kernels' order.
+template <typename T, typename Narrow>
+void unpack_block(
+    const Packed& w, int64_t block, std::vector<float>& panel, T* to, const Narrow& narrow) {
+  kernels::fused_kernels(kernels::best_isa()).panel_f32(w, block, panel.data());
+  for (int64_t r = 0; r < kernels::kBlockRows; ++r) {
+    const float* from = panel.data() + r;
+    for (int64_t c = 0; c < w.columns; ++c) {
+      to[r * w.columns + c] = narrow(from[c * kernels::kBlockRows]);
+    }
   }
-  return panels.transpose(1, 2).reshape({w.rows, w.columns});
+}
+
+// (out, in), in float32 or bfloat16.
+torch::Tensor unpack(const Packed& w, at::ScalarType dtype) {
+  const auto unpacked = at::empty({w.rows, w.columns}, dtype);
+  auto* to = unpacked.mutable_data_ptr();
+  const auto size = kernels::kBlockRows * w.columns;
+  at::parallel_for(0, w.blocks(), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+    std::vector<float> panel(static_cast<size_t>(size));
+    for (auto b = begin; b < end; ++b) {
+      if (dtype == at::kFloat) {
+        unpack_block(w, b, panel, static_cast<float*>(to) + b * size, [](float x) { return x; });
+      } else {
+        unpack_block(w, b, panel, static_cast<c10::BFloat16*>(to) + b * size, [](float x) {
+          return c10::BFloat16(x);
+        });
+      }
+    }
+  });
+  return unpacked;
+}
+
+// x W^T, which unpacks W again for its gradient: autograd would keep the unpacked weights of a whole pass.
+struct Product : torch::autograd::Function<Product> {
+  static torch::Tensor forward(torch::autograd::AutogradContext* context,
+                               const torch::Tensor& x,
+                               const torch::Tensor& cells,
+                               const Packed& w) {
+    context->save_for_backward({cells});
+    context->saved_data["format"] = static_cast<int64_t>(w.format);
+    context->saved_data["sizes"] = std::vector<int64_t>{w.rows, w.columns, w.slice};
+    return at::linear(x, unpack(w, x.scalar_type()));
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& slopes) {
+    const auto cells = context->get_saved_variables()[0];
+    const auto sizes = context->saved_data["sizes"].toIntVector();
+    const auto w =
+        packed_of(cells, static_cast<Format>(context->saved_data["format"].toInt()), sizes);
+    return {slopes[0].matmul(unpack(w, slopes[0].scalar_type())), {}, {}};
+  }
+};
+
+}  // namespace
+
+Packed PackedLinearImpl::packed() const {
+  return packed_of(cells, format_, {out_features, in_features, slice_});
+}
+
+torch::Tensor PackedLinearImpl::unpacked() const {
+  return unpack(packed(), at::kFloat);
 }
 
 torch::Tensor PackedLinearImpl::forward(const torch::Tensor& x) {
-  return at::linear(x, unpacked().to(x.scalar_type()));
+  if (torch::GradMode::is_enabled() && x.requires_grad()) {
+    return Product::apply(x, cells, packed());
+  }
+  return at::linear(x, unpack(packed(), x.scalar_type()));
 }
 
 }  // namespace gemma_torch

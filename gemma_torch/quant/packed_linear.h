@@ -6,7 +6,7 @@
 namespace gemma_torch {
 
 /// A Linear whose weight is codes and scales in the layout of kernels/cpu/packed.h. Eager products unpack it each
-/// time; the fused engine reads it as it is. No gradients.
+/// time, and again for the gradient of x; the fused engine reads it as it is. It has no gradient itself.
 class PackedLinearImpl : public LinearImpl {
  public:
   /// `cells`: (bytes) uint8 on the CPU, as Packed lays them out. `slice` is in_features or kSliceColumns.

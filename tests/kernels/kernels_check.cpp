@@ -1,5 +1,5 @@
-// kernels_check [--small] [isa ..]: every kernel of the fused engine, on every instruction set of
-// this machine or on those named, against the generic kernels and against plain sums in float64;
+// kernels_check [--small] [isa ..]: every kernel of the fused engine and of training, on every
+// instruction set of this machine or on those named, against the generic kernels and against plain sums in float64;
 // the encoder of lossless cells; and the team of threads. Exit code 1 if a check fails, 2 if an instruction set is not there.
 
 #include <algorithm>
@@ -19,6 +19,7 @@ void check_all(const Subject& s) {
   });
   check_products(s);
   check_rows(s);
+  check_training(s);
   check_attention(s);
   check_head(s);
   check_panels(s);

@@ -25,8 +25,11 @@ compile() {
   fi
 }
 compile "$cpu/fused_kernels_neon.cpp" "$@"
-compile "$cpu/fused_kernels_generic.cpp" -O3 -ffp-contract=fast -Wno-psabi
-for file in "$cpu/isa.cpp" "$cpu/packed.cpp" "$cpu/head_scan.cpp" "$cpu/fused_kernels.cpp" \
+compile "$cpu/training_kernels_neon.cpp" "$@"
+for name in fused training; do
+  compile "$cpu/${name}_kernels_generic.cpp" -O3 -ffp-contract=fast -Wno-psabi
+done
+for file in "$cpu/isa.cpp" "$cpu/packed.cpp" "$cpu/head_scan.cpp" "$cpu/fused_kernels.cpp" "$cpu/training_kernels.cpp" \
     "$source/gemma_torch/kernels/team.cpp" "$source"/tests/kernels/*.cpp; do
   compile "$file" -O2 -Wno-psabi
 done
