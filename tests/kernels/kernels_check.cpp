@@ -20,6 +20,7 @@ void check_all(const Subject& s) {
   check_products(s);
   check_rows(s);
   check_training(s);
+  check_training_head(s);
   check_attention(s);
   check_head(s);
   check_panels(s);
