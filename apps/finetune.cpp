@@ -15,6 +15,7 @@
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/hf_folder.h"
+#include "launch.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -41,6 +42,9 @@ std::unique_ptr<TrainingData> open_data(const std::string& path,
                                         const Pretrained& loaded,
                                         const FinetuneFlags& flags) {
   auto data = open_examples("finetune", path, loaded, flags.examples);
+  if (join_ranks().rank() != 0) {
+    return data;
+  }
   fmt::print(stderr,
              "gemma: {}: {} examples, {} tokens, {} of them targets; {} cut to {} tokens, {} left "
              "out without a target\n",
@@ -63,7 +67,8 @@ int64_t count_steps(const Batches& batches, const FinetuneFlags& flags) {
   for (int64_t epoch = 0; epoch < flags.epochs; ++epoch) {
     count += batches.per_epoch(epoch);
   }
-  return (count + flags.trainer.accumulate - 1) / flags.trainer.accumulate;
+  const auto of_a_step = flags.trainer.accumulate * flags.batches.ranks;
+  return (count + of_a_step - 1) / of_a_step;
 }
 
 // What decides the numbers of a run, by which a resumed one is told from another.
@@ -77,6 +82,7 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
                 {"all_tokens", flags.examples.all_tokens},
                 {"batch_size", flags.batches.rows},
                 {"accumulate", flags.trainer.accumulate},
+                {"ranks", flags.batches.ranks},
                 {"pack", flags.batches.pack},
                 {"shuffle", flags.batches.shuffle},
                 {"steps", flags.trainer.steps},
@@ -96,6 +102,28 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
                      {"target_modules", flags.lora.target_modules}};
   }
   return facts;
+}
+
+// On several ranks, those of rank 0.
+uint64_t rank_0s(uint64_t number) {
+  return std::stoull(join_ranks().gather(std::to_string(number)).front());
+}
+
+// Throws: Error on all ranks if one of them works on something else than rank 0.
+void check_alike(const json& facts) {
+  const auto texts = join_ranks().gather(facts.dump());
+  const auto expected = json::parse(texts.front());
+  for (size_t rank = 1; rank < texts.size(); ++rank) {
+    const auto found = json::parse(texts[rank]);
+    for (const auto& [name, value] : found.items()) {
+      check(expected.value(name, json()) == value,
+            "[finetune] {}: expected {}, as on rank 0, got {} on rank {}",
+            name,
+            expected.value(name, json()).dump(),
+            value.dump(),
+            rank);
+    }
+  }
 }
 
 // Activations come and go by the megabyte: given back to the system each time, their pages would be cleared each time.
@@ -129,7 +157,10 @@ void write_page(const FinetuneFlags& flags, FinetunePage page) {
   write_file(flags.run.out + "/report.html", finetune_page(page));
 }
 
-void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::string& result) {
+void tell(const FinetuneFlags& flags,
+          const FinetuneSummary& done,
+          const std::string& result,
+          int64_t exchanged_bytes) {
   const auto speed = done.seconds > 0 ? static_cast<double>(done.tokens) / done.seconds : 0;
   if (flags.json) {
     print_json({{"out", result},
@@ -141,6 +172,9 @@ void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::
                 {"seed", *flags.seed},
                 {"tokens", done.tokens},
                 {"seconds", done.seconds},
+                {"ranks", flags.batches.ranks},
+                {"exchanged_bytes_per_step", exchanged_bytes},
+                {"waited_seconds", done.waited},
                 {"tokens_per_second", speed},
                 {"peak_memory_bytes", peak_memory_bytes()}});
     return;
@@ -165,9 +199,12 @@ Adapter begin_adapter(FinetuneFlags& flags, Gemma3Model model) {
 
 void run_finetune(FinetuneFlags flags) {
   check_usage(flags);
+  const auto& ranks = join_ranks();
   flags.trainer.schedule = parse_schedule(flags.schedule);
   flags.trainer.learning_rate = flags.learning_rate.value_or(flags.trains_weights() ? 2e-5 : 2e-4);
-  flags.seed = flags.seed ? *flags.seed : std::random_device{}();
+  flags.seed = flags.seed ? *flags.seed : rank_0s(std::random_device{}());
+  flags.batches.rank = ranks.rank();
+  flags.batches.ranks = ranks.size();
   flags.batches.seed = *flags.seed;
   flags.batches.shuffle = !flags.in_order;
   flags.batches.max_tokens = flags.examples.max_tokens;
@@ -205,13 +242,21 @@ void run_finetune(FinetuneFlags flags) {
   TrainingPass pass(loaded.model, flags.pass);
   Trainer trainer(loaded.model, pass, batches, trained, flags.trainer);
   flags.run.facts = facts_of(flags, loaded, *data);
-  fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
-  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr},
+  check_alike(flags.run.facts);
+  if (ranks.rank() == 0) {
+    fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
+  }
+  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr, ranks},
                   flags.run);
   const auto& asked = held_out ? *held_out : *data;
   FinetunePage page{.title = "Fine-tuning on " + flags.data};
-  page.before = samples_before(flags, loaded, asked);
+  if (ranks.rank() == 0) {
+    page.before = samples_before(flags, loaded, asked);
+  }
   const auto done = run.run();
+  if (ranks.rank() != 0) {
+    return;
+  }
   const auto base = model_path(flags.model.model);
   if (adapter) {
     save_adapter(*adapter, result, base);
@@ -222,7 +267,7 @@ void run_finetune(FinetuneFlags flags) {
   }
   page.after = write_samples(loaded, asked, flags.samples);
   write_page(flags, std::move(page));
-  report(flags, done, result);
+  tell(flags, done, result, trainer.exchanged_bytes());
 }
 
 }  // namespace
