@@ -27,6 +27,15 @@ int64_t launched() {
   return 1;
 }
 
+// For a failure before they were joined, such as a wrong flag.
+Ranks ranks_or_alone() {
+  try {
+    return join_ranks();
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 }  // namespace
 
 std::string describe(const std::exception& error) {
@@ -61,7 +70,7 @@ void leave_ranks() {
 }
 
 int report(const std::string& message, int code) {
-  const auto ranks = joined.value_or(Ranks());
+  const auto ranks = ranks_or_alone();
   const bool alike = ranks.all_here(kPatience);
   if (!alike) {
     fmt::print(stderr, "gemma: error: rank {} of {}: {}\n", ranks.rank(), ranks.size(), message);

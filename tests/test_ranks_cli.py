@@ -132,7 +132,8 @@ class StopsTogether(RanksTest):
         self.data.write_text("{\n")
         (line,) = self.fails(self.start(2, "run"))
         self.assertIn("[training_data]", line)
-        (line,) = self.fails(self.start(2, "run", "--lora-rank", 0))
+        (line,) = self.fails(self.start(2, "run", "--no-such-flag"))
+        self.assertIn("error: [usage]", line)
         self.assertFalse((self.folder / "run").exists())
 
     def test_an_error_of_one_ends_all(self):
