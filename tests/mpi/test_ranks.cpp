@@ -149,9 +149,9 @@ TEST_CASE("gradients of every kind are summed, whatever their size", "[ranks]") 
 
 TEST_CASE("ranks step as one does with as many batches", "[ranks]") {
   const auto& ranks = world();
-  // Four steps with all batches; the epoch's five do not divide by two.
-  Run together(ranks, options_of(4, 1));
-  Run alone(Ranks(), options_of(4, ranks.size()));
+  // An epoch has five batches, so that steps have some of two.
+  Run together(ranks, options_of(4, 2));
+  Run alone(Ranks(), options_of(4, 2 * ranks.size()));
   for (int step = 0; step < 4; ++step) {
     const auto found = together.trainer->step();
     const auto expected = alone.trainer->step();
