@@ -9,8 +9,7 @@ write_basic_package_version_file(${package_version_file} COMPATIBILITY SameMinor
 install(TARGETS gemma_torch EXPORT gemma_torchTargets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library)
 install(EXPORT gemma_torchTargets NAMESPACE gemma_torch:: DESTINATION ${package_dir} COMPONENT library)
-configure_file(cmake/gemma_torchConfig.cmake ${PROJECT_BINARY_DIR}/gemma_torchConfig.cmake @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/gemma_torchConfig.cmake cmake/libraries.cmake ${package_version_file}
+install(FILES cmake/gemma_torchConfig.cmake cmake/libraries.cmake ${package_version_file}
         DESTINATION ${package_dir} COMPONENT library)
 install(DIRECTORY gemma_torch DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT library
         FILES_MATCHING PATTERN "*.h")

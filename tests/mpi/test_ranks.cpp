@@ -149,22 +149,24 @@ TEST_CASE("gradients of every kind are summed, whatever their size", "[ranks]") 
 
 TEST_CASE("ranks step as one does with as many batches", "[ranks]") {
   const auto& ranks = world();
-  // An epoch has five batches, so that steps have some of two.
-  Run together(ranks, options_of(4, 2));
-  Run alone(Ranks(), options_of(4, 2 * ranks.size()));
+  // An epoch has five batches, so that steps have some of two. Of more batches a rank the sum has another order, and
+  // AdamW magnifies its rounding where a gradient is almost zero.
+  const auto [accumulate, tolerance] = GENERATE(std::pair(1, 1e-6), std::pair(2, 1e-4));
+  Run together(ranks, options_of(4, accumulate));
+  Run alone(Ranks(), options_of(4, accumulate * ranks.size()));
   for (int step = 0; step < 4; ++step) {
     const auto found = together.trainer->step();
     const auto expected = alone.trainer->step();
     CHECK(found.targets == expected.targets);
     CHECK(found.tokens == expected.tokens);
     CHECK(found.epoch == expected.epoch);
-    CHECK(found.loss == Approx(expected.loss).epsilon(1e-6));
-    CHECK(found.grad_norm == Approx(expected.grad_norm).epsilon(1e-6));
+    CHECK(found.loss == Approx(expected.loss).epsilon(tolerance));
+    CHECK(found.grad_norm == Approx(expected.grad_norm).epsilon(tolerance));
   }
   const auto expected = alone.adapter->tensors();
   for (const auto& [name, tensor] : together.adapter->tensors()) {
     INFO(name);
-    CHECK(distance(tensor, expected.at(name)) < 1e-6);
+    CHECK(distance(tensor, expected.at(name)) < tolerance);
     CHECK(same_on_all(tensor));
   }
   CHECK(together.trainer->exchanged_bytes() > 0);
