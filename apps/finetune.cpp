@@ -17,6 +17,7 @@
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/io/hf_folder.h"
+#include "launch.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -47,6 +48,9 @@ std::unique_ptr<TrainingData> open_data(const std::string& path,
                             flags.plain_text ? make_windows(flags, loaded, path, name) : path,
                             loaded,
                             flags.examples);
+  if (join_ranks().rank() != 0) {
+    return data;
+  }
   fmt::print(stderr,
              "gemma: {}: {} examples, {} tokens, {} of them targets; {} cut to {} tokens, {} left "
              "out without a target\n",
@@ -69,7 +73,8 @@ int64_t count_steps(const Batches& batches, const FinetuneFlags& flags) {
   for (int64_t epoch = 0; epoch < flags.epochs; ++epoch) {
     count += batches.per_epoch(epoch);
   }
-  return (count + flags.trainer.accumulate - 1) / flags.trainer.accumulate;
+  const auto of_a_step = flags.trainer.accumulate * flags.batches.ranks;
+  return (count + of_a_step - 1) / of_a_step;
 }
 
 // What decides the numbers of a run, by which a resumed one is told from another.
@@ -83,6 +88,7 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
                 {"all_tokens", flags.examples.all_tokens},
                 {"batch_size", flags.batches.rows},
                 {"accumulate", flags.trainer.accumulate},
+                {"ranks", flags.batches.ranks},
                 {"pack", flags.batches.pack},
                 {"shuffle", flags.batches.shuffle},
                 {"steps", flags.trainer.steps},
@@ -103,6 +109,28 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
                      {"target_modules", flags.lora.target_modules}};
   }
   return facts;
+}
+
+// On several ranks, those of rank 0.
+uint64_t rank_0s(uint64_t number) {
+  return std::stoull(join_ranks().gather(std::to_string(number)).front());
+}
+
+// Throws: Error on all ranks if one of them works on something else than rank 0.
+void check_alike(const json& facts) {
+  const auto texts = join_ranks().gather(facts.dump());
+  const auto expected = json::parse(texts.front());
+  for (size_t rank = 1; rank < texts.size(); ++rank) {
+    const auto found = json::parse(texts[rank]);
+    for (const auto& [name, value] : found.items()) {
+      check(expected.value(name, json()) == value,
+            "[finetune] {}: expected {}, as on rank 0, got {} on rank {}",
+            name,
+            expected.value(name, json()).dump(),
+            value.dump(),
+            rank);
+    }
+  }
 }
 
 // Activations come and go by the megabyte: given back to the system each time, their pages would be cleared each time.
@@ -136,7 +164,10 @@ void write_page(const FinetuneFlags& flags, FinetunePage page) {
   write_file(flags.run.out + "/report.html", finetune_page(page));
 }
 
-void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::string& result) {
+void tell(const FinetuneFlags& flags,
+          const FinetuneSummary& done,
+          const std::string& result,
+          int64_t exchanged_bytes) {
   const auto speed = done.seconds > 0 ? static_cast<double>(done.tokens) / done.seconds : 0;
   if (flags.json) {
     print_json({{"out", result},
@@ -148,6 +179,9 @@ void report(const FinetuneFlags& flags, const FinetuneSummary& done, const std::
                 {"seed", *flags.seed},
                 {"tokens", done.tokens},
                 {"seconds", done.seconds},
+                {"ranks", flags.batches.ranks},
+                {"exchanged_bytes_per_step", exchanged_bytes},
+                {"waited_seconds", done.waited},
                 {"tokens_per_second", speed},
                 {"peak_memory_bytes", peak_memory_bytes()}});
     return;
@@ -170,11 +204,15 @@ void limit_embedding(const TrainingData& data,
                      TrainingPass& pass,
                      std::vector<TrainedTensor>& trained) {
   Progress progress("looking for tokens: examples");
+  const bool leads = join_ranks().rank() == 0;
   const auto rows = ids_seen(data, [&](int64_t done, int64_t total) {
-    progress.show(done, total);
+    leads ? progress.show(done, total) : void();
     check(!interrupted(), "[finetune] stopped before the first step");
   });
   train_rows(rows, loaded.model, pass, trained);
+  if (!leads) {
+    return;
+  }
   fmt::print(stderr,
              "gemma: {} of the embedding's {} rows are trained, those of tokens in the data\n",
              rows.size(0),
@@ -191,73 +229,116 @@ Adapter begin_adapter(FinetuneFlags& flags, Gemma3Model model) {
   return {model, flags.lora};
 }
 
-void run_finetune(FinetuneFlags flags) {
-  check_usage(flags);
+// What the flags leave open, alike on all ranks.
+void settle(FinetuneFlags& flags) {
+  const auto& ranks = join_ranks();
+  check(ranks.size() == 1 || (flags.from_scratch.empty() && !flags.plain_text),
+        "[finetune] --from-scratch, --plain-text: expected one process to make the model and cut "
+        "the text, got {} ranks. Hint: one process for a step, then --full --model OUT/initial "
+        "--data OUT/data.jsonl on all",
+        ranks.size());
   flags.trainer.schedule = parse_schedule(flags.schedule);
   flags.trainer.learning_rate = flags.learning_rate.value_or(default_learning_rate(flags));
-  flags.seed = flags.seed ? *flags.seed : std::random_device{}();
+  flags.seed = flags.seed ? *flags.seed : rank_0s(std::random_device{}());
+  flags.batches.rank = ranks.rank();
+  flags.batches.ranks = ranks.size();
   flags.batches.seed = *flags.seed;
   flags.batches.shuffle = !flags.in_order;
   flags.batches.max_tokens = flags.examples.max_tokens;
-  keep_freed_memory();
-  catch_interrupt();
   if (!flags.from_scratch.empty()) {
     flags.full = true;
     flags.model.model = make_initial(flags);
   }
+}
+
+// What is trained, and where it goes.
+struct Goal {
+  std::optional<Adapter> adapter;  // else weights
+  std::vector<TrainedTensor> trained = {};
+  std::string result = {};
+};
+
+Goal goal_of(FinetuneFlags& flags, Gemma3Model model) {
+  Goal goal{.adapter = std::nullopt,
+            .result = flags.run.out + (flags.trains_weights() ? "/model" : "/adapter")};
+  check(!std::filesystem::exists(goal.result),
+        "[finetune] {}: expected no such folder, the run is finished. Hint: another --out",
+        goal.result);
+  if (flags.trains_weights()) {
+    goal.trained =
+        train_parameters(model, flags.full ? std::vector<std::string>{"*"} : flags.train);
+  } else {
+    goal.adapter.emplace(begin_adapter(flags, model));
+    goal.adapter->attach();
+    goal.trained = train_adapter(model, *goal.adapter, /*narrow=*/true);
+  }
+  return goal;
+}
+
+void save_result(const Goal& goal, const Pretrained& loaded, const std::string& base) {
+  if (goal.adapter) {
+    save_adapter(*goal.adapter, goal.result, base);
+    return;
+  }
+  AtomicFolder out(goal.result);
+  write_model(base, loaded, out);
+  out.commit();
+}
+
+struct Examples {
+  const TrainingData* train;
+  const TrainingData* held_out;  // null: none
+};
+
+void train(FinetuneFlags& flags, const Pretrained& loaded, const Examples& data, Goal& goal) {
+  const bool leads = join_ranks().rank() == 0;
+  Batches batches(*data.train, flags.batches);
+  flags.trainer.steps = count_steps(batches, flags);
+  flags.trainer.epochs = flags.max_steps > 0 ? 0 : flags.epochs;
+  std::optional<Batches> held_out;
+  if (data.held_out != nullptr) {
+    auto options = flags.batches;
+    options.shuffle = false;
+    held_out.emplace(*data.held_out, options);
+  }
+  TrainingPass pass(loaded.model, flags.pass);
+  if (flags.sparse_embedding) {
+    limit_embedding(*data.train, loaded, pass, goal.trained);
+  }
+  Trainer trainer(loaded.model, pass, batches, goal.trained, flags.trainer);
+  flags.run.facts = facts_of(flags, loaded, *data.train);
+  check_alike(flags.run.facts);
+  if (leads) {
+    fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
+  }
+  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out : nullptr, join_ranks()},
+                  flags.run);
+  const auto& asked = data.held_out != nullptr ? *data.held_out : *data.train;
+  FinetunePage page{.title = "Fine-tuning on " + flags.data};
+  if (leads) {
+    page.before = samples_before(flags, loaded, asked);
+  }
+  const auto done = run.run();
+  if (leads) {
+    save_result(goal, loaded, model_path(flags.model.model));
+    page.after = write_samples(loaded, asked, flags.samples);
+    write_page(flags, std::move(page));
+    tell(flags, done, goal.result, trainer.exchanged_bytes());
+  }
+}
+
+void run_finetune(FinetuneFlags flags) {
+  check_usage(flags);
+  keep_freed_memory();
+  catch_interrupt();
+  settle(flags);
   const auto loaded = load_modules("finetune", flags.model);
   const auto data = open_data(flags.data, loaded, flags);
   const auto held_out =
       flags.eval_data.empty() ? nullptr : open_data(flags.eval_data, loaded, flags);
-  const auto result = flags.run.out + (flags.trains_weights() ? "/model" : "/adapter");
-  check(!std::filesystem::exists(result),
-        "[finetune] {}: expected no such folder, the run is finished. Hint: another --out",
-        result);
-
   torch::manual_seed(*flags.seed);
-  std::optional<Adapter> adapter;
-  std::vector<TrainedTensor> trained;
-  if (flags.trains_weights()) {
-    trained =
-        train_parameters(loaded.model, flags.full ? std::vector<std::string>{"*"} : flags.train);
-  } else {
-    adapter.emplace(begin_adapter(flags, loaded.model));
-    adapter->attach();
-    trained = train_adapter(loaded.model, *adapter, /*narrow=*/true);
-  }
-  Batches batches(*data, flags.batches);
-  flags.trainer.steps = count_steps(batches, flags);
-  flags.trainer.epochs = flags.max_steps > 0 ? 0 : flags.epochs;
-  std::optional<Batches> held_out_batches;
-  if (held_out) {
-    auto options = flags.batches;
-    options.shuffle = false;
-    held_out_batches.emplace(*held_out, options);
-  }
-  TrainingPass pass(loaded.model, flags.pass);
-  if (flags.sparse_embedding) {
-    limit_embedding(*data, loaded, pass, trained);
-  }
-  Trainer trainer(loaded.model, pass, batches, trained, flags.trainer);
-  flags.run.facts = facts_of(flags, loaded, *data);
-  fmt::print(stderr, "gemma: {} steps, seed {}\n", flags.trainer.steps, *flags.seed);
-  FinetuneRun run({loaded.model, &pass, &trainer, held_out ? &*held_out_batches : nullptr},
-                  flags.run);
-  const auto& asked = held_out ? *held_out : *data;
-  FinetunePage page{.title = "Fine-tuning on " + flags.data};
-  page.before = samples_before(flags, loaded, asked);
-  const auto done = run.run();
-  const auto base = model_path(flags.model.model);
-  if (adapter) {
-    save_adapter(*adapter, result, base);
-  } else {
-    AtomicFolder out(result);
-    write_model(base, loaded, out);
-    out.commit();
-  }
-  page.after = write_samples(loaded, asked, flags.samples);
-  write_page(flags, std::move(page));
-  report(flags, done, result);
+  auto goal = goal_of(flags, loaded.model);
+  train(flags, loaded, {data.get(), held_out.get()}, goal);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gemma_torch/adapt/checkpoint.h"
+#include "gemma_torch/adapt/ranks.h"
 
 namespace gemma_torch::apps {
 
@@ -18,6 +19,7 @@ struct FinetuneParts {
   TrainingPass* pass = nullptr;
   Trainer* trainer = nullptr;
   Batches* held_out = nullptr;  // null: nothing is evaluated
+  Ranks ranks = {};             // that train together
 };
 
 struct FinetuneSchedule {
@@ -37,8 +39,9 @@ struct Best {
 
 struct FinetuneSummary {
   int64_t steps = 0;
-  int64_t tokens = 0;  // read by this process
-  double seconds = 0;  // of training, in this process
+  int64_t tokens = 0;  // read by all ranks together, since the run was last begun
+  double seconds = 0;  // of training, since then
+  double waited = 0;   // of these, for the sums of all ranks' gradients
   double loss = 0;     // of the last step
   std::optional<Best> best = {};
   bool stopped_early = false;
@@ -46,7 +49,8 @@ struct FinetuneSummary {
 
 /// Trains to the end, step by step: a line of log.jsonl for each step and evaluation, checkpoints of which the last two
 /// and the best stay, and a line on the terminal. Ctrl-C keeps a checkpoint and ends. At the end the model is as the
-/// best checkpoint has it, or the last where nothing is evaluated.
+/// best checkpoint has it, or the last where nothing is evaluated. Of several ranks, rank 0 alone has the folder, tells, and
+/// has that model at the end; they evaluate together, and what stops one stops all.
 class FinetuneRun {
  public:
   /// Throws: Error if the folder holds a run and `resume` is off, or the run in it was made with other `facts` (naming
@@ -57,17 +61,22 @@ class FinetuneRun {
   FinetuneSummary run();
 
  private:
+  void open();
   void resume(int64_t step);
+  void join();
   void log(const nlohmann::json& row);
   void trim_log(int64_t step);
+  void account(const StepReport& report, double seconds);
   void show(const StepReport& report);
   void evaluate_now();
   void save();
   bool due(int64_t every) const;
+  bool stopped() const;
+  bool leads() const { return parts_.ranks.rank() == 0; }
 
   FinetuneParts parts_;
   FinetuneSchedule schedule_;
-  Checkpoints checkpoints_;
+  std::optional<Checkpoints> checkpoints_;  // rank 0's, as is the log
   std::ofstream log_;
   FinetuneSummary summary_;
   int64_t worse_ = 0;  // evaluations since the best

@@ -1,4 +1,3 @@
-#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,7 +7,7 @@
 #include <vector>
 
 #include "common.h"
-#include "gemma_torch/base/error.h"
+#include "launch.h"
 
 namespace {
 
@@ -21,16 +20,6 @@ constexpr void (*kCommands[])(CLI::App&) = {
     add_steer,    add_sae,     add_score,    add_kl,         add_surprisal, add_embed,
     add_finetune, add_merge,   add_eval,
 };
-
-std::string one_line(std::string message) {
-  std::replace(message.begin(), message.end(), '\n', ' ');  // whatever a library says
-  return message;
-}
-
-int report(const std::string& message) {
-  fmt::print(stderr, "gemma: error: {}\n", one_line(message));
-  return 1;
-}
 
 // Spellings that CLI11 misreads: "--prompt=" is an empty prompt, not the next word; and llama-bench's
 // -pg and -ub have two letters after one dash, which would be -p g.
@@ -63,19 +52,13 @@ int main(int argc, char** argv) {
   }
   try {
     app.parse(arguments(argc, argv));
+    leave_ranks();
     return 0;
   } catch (const CLI::Success& done) {
     return app.exit(done);
   } catch (const CLI::ParseError& wrong) {
-    fmt::print(stderr, "gemma: error: [usage] {} Hint: gemma --help\n", one_line(wrong.what()));
-    return 2;
-  } catch (const gemma_torch::Error& error) {
-    return report(error.what());
-  } catch (const c10::Error& error) {
-    return report(fmt::format("[torch] {}", error.what_without_backtrace()));
-  } catch (const std::bad_alloc&) {
-    return report("[memory] not enough of it");
+    return report(fmt::format("[usage] {} Hint: gemma --help", describe(wrong)), 2);
   } catch (const std::exception& error) {
-    return report(error.what());
+    return report(describe(error), 1);
   }
 }

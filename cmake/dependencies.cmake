@@ -24,6 +24,20 @@ if(GEMMA_TORCH_TESTS)
   find_or_fetch(Catch2 2.13 https://github.com/catchorg/Catch2.git v3.7.1)
 endif()
 
+# MPI's functions in C alone, for gemma_torch/adapt/ranks_mpi.cpp.
+if(NOT GEMMA_TORCH_MPI MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "GEMMA_TORCH_MPI: expected AUTO, ON or OFF, got ${GEMMA_TORCH_MPI}")
+endif()
+set(MPI_CXX_FOUND FALSE)
+if(NOT GEMMA_TORCH_MPI STREQUAL OFF)
+  set(MPI_CXX_SKIP_MPICXX ON)
+  find_package(MPI QUIET COMPONENTS CXX)
+  if(NOT MPI_CXX_FOUND AND GEMMA_TORCH_MPI STREQUAL ON)
+    message(FATAL_ERROR "MPI not found, and GEMMA_TORCH_MPI is ON. Debian and Ubuntu: apt-get install libopenmpi-dev "
+                        "openmpi-bin. macOS: brew install open-mpi.")
+  endif()
+endif()
+
 if(NOT PROJECT_IS_TOP_LEVEL)   # a project that adds this one as a folder must see what the library links
   get_property(imported DIRECTORY PROPERTY IMPORTED_TARGETS)
   foreach(target IN LISTS imported)

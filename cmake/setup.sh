@@ -44,6 +44,7 @@ exclusively() {
 
 # "package probe" a line: the package is there if the probe is a command or an existing path.
 required_packages() {
+  printf '%s' "${more_packages:-}"   # lines of the caller's
   cat <<'TABLE'
 g++ g++
 cmake cmake

@@ -35,6 +35,7 @@ THIRD_PARTIES = [
     ("sentencepiece", r"gemma_torch/text/"),
     ("google/protobuf", r"gemma_torch/text/"),
     ("CLI/", r"apps/"),
+    ("mpi.h", r"gemma_torch/adapt/ranks_mpi"),
     ("catch2/", r"(?!)"),
     ("torch/csrc/jit", r"gemma_torch/engine/traced"),
     ("torch/script.h", r"gemma_torch/engine/traced"),

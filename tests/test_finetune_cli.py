@@ -5,11 +5,13 @@
 """
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import tempfile
 import unittest
+import unittest.mock
 
 import test_cli as cli
 from test_cli import PROMPT_IDS, error, gemma, model, one_object
@@ -296,6 +298,12 @@ class Refuses(FinetuneTest):
                 self.data.write_text("\n".join([*good, line]) + "\n")
                 shown = error(*self.command("run"))
                 self.assertIn(f"{self.data}{want}", shown)
+
+    def test_a_launcher_of_another_mpi(self):
+        with unittest.mock.patch.dict(os.environ, PMI_SIZE="2"):
+            shown = error(*self.command("run"))
+        self.assertIn("[ranks] expected ", shown)
+        self.assertFalse((self.folder / "run").exists())
 
     def test_missing(self):
         shown = gemma("finetune", *model("ids"), "--out", self.folder / "run", code=2)

@@ -1,10 +1,12 @@
 #include "gemma_torch/adapt/trainer.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "gemma_torch/base/error.h"
@@ -47,6 +49,31 @@ at::Generator generator_of(const Gemma3Model& model) {
   return at::globalContext().defaultGenerator(model->tok_emb->weight.device());
 }
 
+// Dropout of one step on one of several ranks: drawn from a seed of its own, which comes out of the generator that all
+// ranks hold alike. Afterwards that one goes on, so that its state is all that a checkpoint needs.
+class OwnDropout {
+ public:
+  OwnDropout(const Ranks& ranks, const Gemma3Model& model) : generator_(generator_of(model)) {
+    if (ranks.size() > 1) {
+      const auto options = at::TensorOptions(at::kLong).device(generator_.device());
+      const auto seeds = at::randint(int64_t{1} << 32, {ranks.size()}, options);
+      shared_ = generator_.get_state();
+      generator_.set_current_seed(static_cast<uint64_t>(seeds[ranks.rank()].item<int64_t>()));
+    }
+  }
+  ~OwnDropout() {
+    if (shared_.defined()) {
+      generator_.set_state(shared_);
+    }
+  }
+  OwnDropout(const OwnDropout&) = delete;
+  OwnDropout& operator=(const OwnDropout&) = delete;
+
+ private:
+  at::Generator generator_;
+  at::Tensor shared_;
+};
+
 }  // namespace
 
 Evaluation evaluate(Gemma3Model model,
@@ -69,6 +96,16 @@ Evaluation evaluate(Gemma3Model model,
   return found;
 }
 
+Evaluation combined(const Evaluation& own, const Ranks& ranks) {
+  if (ranks.size() == 1) {
+    return own;
+  }
+  const auto targets = static_cast<double>(own.targets);
+  std::vector<double> sums = {own.loss * targets, targets};
+  ranks.sum(sums);
+  return {sums[0] / std::max(sums[1], 1.0), static_cast<int64_t>(sums[1])};
+}
+
 Trainer::Trainer(Gemma3Model model,
                  TrainingPass& pass,
                  Batches& batches,
@@ -80,8 +117,31 @@ Trainer::Trainer(Gemma3Model model,
       optimizer_(std::move(trained), options.adamw),
       options_(validated(options)) {}
 
-void Trainer::fail_at(const std::string& what, double got, const std::vector<int64_t>& lines) {
+void Trainer::join(const Ranks& ranks) {
+  const auto& dealt = batches_->options();
+  check(dealt.ranks == ranks.size() && dealt.rank == ranks.rank(),
+        "[trainer] batches: expected those of rank {} of {}, got {} of {}",
+        ranks.rank(),
+        ranks.size(),
+        dealt.rank,
+        dealt.ranks);
+  if (ranks.size() == 1) {
+    return;
+  }
+  ranks_ = ranks;
+  auto state = this->state();
+  for (auto& [name, tensor] : state) {
+    tensor = tensor.cpu().contiguous();
+    ranks.broadcast(tensor);
+  }
+  load(std::move(state));
+  exchange_ = std::make_unique<GradientExchange>(ranks, model_, optimizer_.trained());
+}
+
+void Trainer::fail_at(const std::string& what, double got, const std::vector<int64_t>& own) {
   optimizer_.clear_gradients();
+  auto lines = ranks_.gather(fmt::format("{}", fmt::join(own, ", ")));
+  std::erase(lines, "");
   fail(
       "[trainer] step {}: {}: expected a finite number, got {} (lines {} of {}). Hint: a lower "
       "--learning-rate, or go on from the last checkpoint with --resume",
@@ -92,11 +152,27 @@ void Trainer::fail_at(const std::string& what, double got, const std::vector<int
       batches_->data().path());
 }
 
-StepReport Trainer::step() {
-  model_->train();
-  StepReport report{.step = optimizer_.steps() + 1, .epoch = batches_->position().epoch};
+// Adds this rank's loss to the report, and gradients of all ranks to .grad.
+void Trainer::run_batches(const std::vector<TrainingBatch>& batches, StepReport& report) {
+  const OwnDropout dropout(ranks_, model_);
+  const auto share = 1.0 / static_cast<double>(report.targets);
+  for (const auto& batch : batches) {
+    OnBlock on_block;
+    if (exchange_ && &batch == &batches.back()) {
+      on_block = [this](int64_t layer) { exchange_->block_done(layer); };
+    }
+    report.loss += pass_->backward(batch, share, on_block) * share;
+  }
+  if (exchange_) {
+    const auto start = std::chrono::steady_clock::now();
+    exchange_->finish();
+    report.waited = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+}
+
+// This rank's batches of a step and their lines; the report counts those of all ranks.
+std::vector<TrainingBatch> Trainer::take_batches(StepReport& report, std::vector<int64_t>& lines) {
   std::vector<TrainingBatch> batches;
-  std::vector<int64_t> lines;
   for (int64_t i = 0; i < options_.accumulate; ++i) {
     if (options_.epochs > 0 && batches_->upcoming().epoch >= options_.epochs) {
       break;  // the last step is as long as is left
@@ -108,12 +184,28 @@ StepReport Trainer::step() {
       lines.push_back(batches_->data().line(example));
     }
   }
-  const auto share = 1.0 / static_cast<double>(report.targets);
-  for (const auto& batch : batches) {
-    report.loss += pass_->backward(batch, share) * share;
+  if (ranks_.size() > 1) {
+    std::vector<double> sums = {static_cast<double>(report.tokens),
+                                static_cast<double>(report.targets)};
+    ranks_.sum(sums);
+    report.tokens = static_cast<int64_t>(sums[0]);
+    report.targets = static_cast<int64_t>(sums[1]);
   }
+  return batches;
+}
+
+StepReport Trainer::step() {
+  model_->train();
+  StepReport report{.step = optimizer_.steps() + 1, .epoch = batches_->position().epoch};
+  std::vector<int64_t> lines;
+  const auto batches = take_batches(report, lines);
+  run_batches(batches, report);
+  std::vector<double> loss = {report.loss};
+  ranks_.sum(loss);
+  const bool own_is_finite = std::isfinite(report.loss);
+  report.loss = loss[0];
   if (!std::isfinite(report.loss)) {
-    fail_at("loss", report.loss, lines);
+    fail_at("loss", report.loss, own_is_finite ? std::vector<int64_t>() : lines);
   }
   report.grad_norm = optimizer_.gradient_norm();
   if (!std::isfinite(report.grad_norm)) {

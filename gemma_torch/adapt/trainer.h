@@ -1,10 +1,12 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "gemma_torch/adapt/adamw.h"
 #include "gemma_torch/adapt/batches.h"
+#include "gemma_torch/adapt/gradient_exchange.h"
 #include "gemma_torch/adapt/training_pass.h"
 
 namespace gemma_torch {
@@ -20,6 +22,7 @@ struct TrainerOptions {
   double max_grad_norm = 1;  // gradients are shortened to it; 0: as they are
 };
 
+/// Of all ranks together.
 struct StepReport {
   int64_t step = 0;      // from 1
   int64_t epoch = 0;     // from 0, of the step's first batch
@@ -27,6 +30,7 @@ struct StepReport {
   double grad_norm = 0;  // before it is clipped
   double learning_rate = 0;
   int64_t tokens = 0, targets = 0;
+  double waited = 0;  // seconds of this rank, after its own gradients, for all ranks' sums
 };
 
 struct Evaluation {
@@ -41,6 +45,9 @@ Evaluation evaluate(Gemma3Model model,
                     Batches& batches,
                     const std::function<bool()>& keep_on = {});
 
+/// The same over what all ranks evaluated.
+Evaluation combined(const Evaluation& own, const Ranks& ranks);
+
 /// The training loop: AdamW over what is trained, batch after batch. The same options, data, seeds, dtype and number of
 /// threads give the same bits, whether or not a run was cut by state() and load().
 class Trainer {
@@ -52,13 +59,19 @@ class Trainer {
           std::vector<TrainedTensor> trained,
           const TrainerOptions& options);
 
+  /// From here on every step is taken with other ranks, which are as many as the batches are dealt to: each runs its own
+  /// batches, and all step along the sum of their gradients. Begins from rank 0's state. Dropout differs between ranks.
+  void join(const Ranks& ranks);
+
   /// One optimiser step over options.accumulate batches: the mean loss over all their targets together.
-  /// Throws: Error, before any parameter changes, if loss or gradient are not finite, naming the step and lines.
+  /// Throws: Error on all ranks alike, before any parameter changes, if loss or gradient are not finite, naming the step and lines.
   StepReport step();
 
   bool done() const { return optimizer_.steps() >= options_.steps; }
   int64_t steps() const { return optimizer_.steps(); }
   const TrainerOptions& options() const { return options_; }
+  /// Of gradients that a step sums over ranks, in float32; 0 alone.
+  int64_t exchanged_bytes() const { return exchange_ ? exchange_->bytes() : 0; }
 
   /// All that the next step depends on: parameters trained, moments, the generator of dropout, the place in the data.
   TensorMap state() const;
@@ -66,6 +79,8 @@ class Trainer {
   void load(TensorMap state);
 
  private:
+  std::vector<TrainingBatch> take_batches(StepReport& report, std::vector<int64_t>& lines);
+  void run_batches(const std::vector<TrainingBatch>& batches, StepReport& report);
   [[noreturn]] void fail_at(const std::string& what, double got, const std::vector<int64_t>& lines);
 
   Gemma3Model model_;
@@ -73,6 +88,8 @@ class Trainer {
   Batches* batches_;
   AdamW optimizer_;
   TrainerOptions options_;
+  Ranks ranks_;
+  std::unique_ptr<GradientExchange> exchange_;  // null: alone
 };
 
 }  // namespace gemma_torch

@@ -182,7 +182,7 @@ void TrainingPass::embedding_back(const at::Tensor& ids, const at::Tensor& slope
       /*dim=*/0, places.clamp_min(0), rows.to(rows_gradient_.scalar_type()) * known.unsqueeze(1));
 }
 
-double TrainingPass::backward(const TrainingBatch& batch, double factor) {
+double TrainingPass::backward(const TrainingBatch& batch, double factor, const OnBlock& on_block) {
   if (batch.targets.numel() == 0) {
     return 0;
   }
@@ -211,6 +211,9 @@ double TrainingPass::backward(const TrainingBatch& batch, double factor) {
   x.reset();
   for (; !steps.empty(); steps.pop_back()) {
     slope = back(steps.back(), slope, shared);
+    if (on_block) {
+      on_block(steps.back().layer);
+    }
   }
   if (options_.recompute) {
     set_random_state(batch.ids, random);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "gemma_torch/adapt/batches.h"
@@ -14,6 +15,9 @@ struct TrainingPassOptions {
   /// Runs the modules' own forward on the CPU too.
   bool written_out = false;
 };
+
+/// Told of a block whose parameters' gradients this pass has completed, from the last layer down.
+using OnBlock = std::function<void(int64_t layer)>;
 
 /// Runs a model for training: the same modules and numbers as Gemma3Model::forward and autograd, block by block, with
 /// steps that keep little and a head whose logits never exist together. A parameter with requires_grad gets its
@@ -30,7 +34,7 @@ class TrainingPass {
 
   /// Adds `factor` times the gradient of the summed loss to .grad of the parameters. Returns that sum over the batch's
   /// targets, -ln p in nats, not multiplied. A batch without targets adds nothing.
-  double backward(const TrainingBatch& batch, double factor);
+  double backward(const TrainingBatch& batch, double factor, const OnBlock& on_block = {});
 
   /// -ln p of each target, (N) float64, in nats, without gradients.
   at::Tensor losses(const TrainingBatch& batch);
