@@ -6,9 +6,9 @@
 
 #include "common.h"
 #include "examples.h"
+#include "finetune_facts.h"
 #include "finetune_flags.h"
 #include "finetune_report.h"
-#include "fingerprint.h"
 #include "from_scratch.h"
 #include "gemma_torch/adapt/peft.h"
 #include "gemma_torch/adapt/sparse_embedding.h"
@@ -77,60 +77,9 @@ int64_t count_steps(const Batches& batches, const FinetuneFlags& flags) {
   return (count + of_a_step - 1) / of_a_step;
 }
 
-// What decides the numbers of a run, by which a resumed one is told from another.
-json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const TrainingData& data) {
-  json facts = {{"model", fingerprint(loaded.model)},
-                {"dtype", dtype_name(loaded.config.dtype)},
-                {"data_examples", data.size()},
-                {"data_tokens", data.tokens()},
-                {"data_targets", data.targets()},
-                {"max_tokens", flags.examples.max_tokens},
-                {"all_tokens", flags.examples.all_tokens},
-                {"batch_size", flags.batches.rows},
-                {"accumulate", flags.trainer.accumulate},
-                {"ranks", flags.batches.ranks},
-                {"pack", flags.batches.pack},
-                {"shuffle", flags.batches.shuffle},
-                {"steps", flags.trainer.steps},
-                {"learning_rate", flags.trainer.learning_rate},
-                {"schedule", flags.schedule},
-                {"warmup", flags.trainer.warmup},
-                {"weight_decay", flags.trainer.adamw.weight_decay},
-                {"max_grad_norm", flags.trainer.max_grad_norm},
-                {"seed", *flags.seed}};
-  if (flags.trains_weights()) {
-    facts["train"] = flags.train;
-    facts["sparse_embedding"] = flags.sparse_embedding;
-  } else {
-    facts["lora"] = {{"rank", flags.lora.rank},
-                     {"alpha", flags.lora.alpha},
-                     {"dropout", flags.lora.dropout},
-                     {"use_rslora", flags.lora.use_rslora},
-                     {"target_modules", flags.lora.target_modules}};
-  }
-  return facts;
-}
-
 // On several ranks, those of rank 0.
 uint64_t rank_0s(uint64_t number) {
   return std::stoull(join_ranks().gather(std::to_string(number)).front());
-}
-
-// Throws: Error on all ranks if one of them works on something else than rank 0.
-void check_alike(const json& facts) {
-  const auto texts = join_ranks().gather(facts.dump());
-  const auto expected = json::parse(texts.front());
-  for (size_t rank = 1; rank < texts.size(); ++rank) {
-    const auto found = json::parse(texts[rank]);
-    for (const auto& [name, value] : found.items()) {
-      check(expected.value(name, json()) == value,
-            "[finetune] {}: expected {}, as on rank 0, got {} on rank {}",
-            name,
-            expected.value(name, json()).dump(),
-            value.dump(),
-            rank);
-    }
-  }
 }
 
 // Activations come and go by the megabyte: given back to the system each time, their pages would be cleared each time.

@@ -24,7 +24,7 @@ std::vector<Bf16> normals(Random& random, int64_t n, float scale) {
 struct List {
   explicit List(int64_t n)
       : tokens(static_cast<size_t>(n + kSlack + 1), kGuard),
-        slopes(static_cast<size_t>(n + kSlack + 1)),
+        slopes(static_cast<size_t>(n + kSlack + 1), NAN),
         kept{tokens.data(), slopes.data(), 0} {}
   std::vector<int32_t> tokens;
   std::vector<float> slopes;
@@ -152,7 +152,7 @@ void compare_product(const HeadTraining& head, Check& check, int64_t n, int64_t 
   for (const auto& list : lists) {
     kept.push_back(list.kept);
   }
-  std::vector<float> room(want.size());
+  std::vector<float> room(want.size(), NAN);
   std::vector<Bf16> out(want.size() + 1, to_bf16(-7));
   head.product(kept.data(), kRows, {weight.data(), n, columns, room.data(), out.data()});
   check.that(to_float(out.back()) == -7);
