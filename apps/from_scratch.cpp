@@ -5,6 +5,7 @@
 #include "fingerprint.h"
 #include "gemma_torch/adapt/new_model.h"
 #include "gemma_torch/adapt/text_windows.h"
+#include "gemma_torch/base/atomic_file.h"
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
 
@@ -39,13 +40,14 @@ std::string make_initial(const FinetuneFlags& flags) {
   const auto path = flags.run.out + "/initial";
   const auto model = new_model(config_of(flags), *flags.seed);
   if (fs::exists(path)) {
-    check(flags.run.resume,
-          "[finetune] {}: expected a new folder, got one with a run. Hint: --resume, or another "
-          "--out",
-          flags.run.out);
     check(fingerprint(load_pretrained(path).model) == fingerprint(model),
           "[finetune] {}: expected the weights that the run began with, got another --from-scratch "
-          "or --seed. Hint: resume with the same flags, or begin another --out",
+          "or --seed. Hint: go on with the same flags, or begin another --out",
+          path);
+    const auto file = path + "/tokenizer.model";
+    check((fs::exists(file) ? read_file(file) : "") == tokenizer_model(flags.tokenizer),
+          "[finetune] {}: expected the --tokenizer that the run began with, got another. Hint: go "
+          "on with the same flags, or begin another --out",
           path);
     return path;
   }

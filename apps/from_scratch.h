@@ -6,9 +6,9 @@
 
 namespace gemma_torch::apps {
 
-/// Makes the model that --from-scratch asks for, as the folder OUT/initial, and returns that folder's path. A resumed
-/// run has it already. Throws: Error naming what is wrong with the config or tokenizer; if the folder is there and the
-/// run is a new one; if that of a resumed run is not what the flags would make.
+/// Makes the model that --from-scratch asks for, as the folder OUT/initial, and returns that folder's path; one that an
+/// earlier try with the same flags has left is taken. Throws: Error naming what is wrong with the config or tokenizer,
+/// or if the folder holds other weights than the flags would make.
 std::string make_initial(const FinetuneFlags& flags);
 
 /// The --plain-text file `path` cut into windows, as the file OUT/`name`, whose path is returned. Throws: Error as

@@ -162,6 +162,9 @@ class FromScratch(FinetuneTest):
         for other in (seed, self.command("cut", *more, "--resume", "--dtype", "bfloat16")):
             shown = error(*other)
             self.assertIn("expected the weights that the run began with", shown)
+        words = [word for word in self.command("cut", *more, "--resume") if word != "--tokenizer"]
+        words.remove(cli.MODELS / "text")
+        self.assertIn("expected the --tokenizer that the run began with", error(*words))
         self.train("cut", *more, "--resume")
         bits = [(self.folder / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
         self.assertEqual(*bits)
@@ -206,6 +209,7 @@ class FromScratch(FinetuneTest):
                 else:
                     words += flags
                 self.assertIn(want, error(*words))
+        self.train("run", "--max-steps", 1)  # where a wrong --data has left the first weights
         self.text.write_bytes(b"a\nb\n\xff")
         self.assertIn(f"{self.text}:3: expected UTF-8", error(*self.command("other")))
         run = ("finetune", "--data", self.data, "--out", self.folder / "third", *model("ids"))

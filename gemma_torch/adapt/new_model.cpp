@@ -62,6 +62,10 @@ Gemma3Model new_model(const Gemma3Config& cfg, uint64_t seed) {
   return model;
 }
 
+std::string tokenizer_model(const std::string& tokenizer) {
+  return tokenizer.empty() ? "" : serialize_tokenizer_model(read_vocabulary(tokenizer));
+}
+
 void write_new_model(const Gemma3Model& model, const std::string& tokenizer, AtomicFolder& out) {
   auto config = config_to_json(model->cfg);
   json generation = {{"do_sample", true}, {"temperature", 1.0}, {"top_k", 64}, {"top_p", 0.95}};
