@@ -134,6 +134,8 @@ class StopsTogether(RanksTest):
         self.assertIn("[training_data]", line)
         (line,) = self.fails(self.start(2, "run", "--no-such-flag"))
         self.assertIn("error: [usage]", line)
+        (line,) = self.fails(self.start(2, "run", "--plain-text"))
+        self.assertIn("expected one process to make the model and cut the text, got 2 ranks", line)
         self.assertFalse((self.folder / "run").exists())
 
     def test_an_error_of_one_ends_all(self):
