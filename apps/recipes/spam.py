@@ -86,7 +86,10 @@ def mails(folder, label, draw, characters=None):
 
 def balanced(streams, count):
     """That many mails, by turns of each label."""
-    return [next(stream) for _ in range(count // len(streams)) for stream in streams]
+    try:
+        return [next(stream) for _ in range(count // len(streams)) for stream in streams]
+    except StopIteration:
+        sys.exit("recipe: expected more mails of each label. Hint: smaller --train or --test")
 
 
 def example(mail):
