@@ -171,9 +171,9 @@ class Compare(unittest.TestCase):
         with self.assertRaises(KeyboardInterrupt):
             self.compare()
         lines = recipe.table(self.compare(), [("F1", "f1", 2)]).splitlines()
-        self.assertEqual(lines[0], "| | F1 | seconds | tok/s | GiB |")
-        self.assertEqual(lines[2], "| before | 0.00 | - | - | - |")
-        self.assertEqual(lines[3], "| gemma | 0.50 (0.50 .. 0.50) | 15 (10 .. 20) | 5 (5 .. 5) | 1.50 (1.50 .. 1.50) |")
+        self.assertEqual(lines[0], "| | F1 | seconds | processor seconds | tok/s | GiB |")
+        self.assertEqual(lines[2], "| before | 0.00 | - | - | - | - |")
+        self.assertEqual(lines[3], "| gemma | 0.50 (0.50 .. 0.50) | 15 (10 .. 20) | - | 5 (5 .. 5) | 1.50 (1.50 .. 1.50) |")
 
     def test_training_that_was_cut_begins_anew(self):
         args = recipe.parser_of("", train=1).parse_args(["--out", str(self.args.out)])

@@ -114,8 +114,8 @@ def evaluate(args, tweets, adapter, file):
 
 
 def main():
-    parser = recipe.parser_of(__doc__, train=600, test=300, epochs=2, learning_rate=5e-4)
-    parser.add_argument("--answer-tokens", type=int, default=96, help="at most")
+    parser = recipe.parser_of(__doc__, train=480, test=200, epochs=1, learning_rate=5e-4)
+    parser.add_argument("--answer-tokens", type=int, default=64, help="at most")
     args = parser.parse_args()
     train, test = recipe.split(read_tweets(fetch(args.source)), [args.train, args.test], random.Random(args.split_seed))
     for name, tweets in (("train", train), ("test", test)):

@@ -3,13 +3,15 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
 import time
 
 PEER = pathlib.Path(__file__).resolve().parents[2] / "tests" / "reference" / "recipes_peft.py"
-TRAINING = [("seconds", "seconds", 0), ("tok/s", "tokens_per_second", 0), ("GiB", "peak_gib", 2)]
+TRAINING = [("seconds", "seconds", 0), ("processor seconds", "processor_seconds", 0), ("tok/s", "tokens_per_second", 0),
+            ("GiB", "peak_gib", 2)]
 
 
 def parser_of(doc, **defaults):
@@ -66,6 +68,12 @@ def gemma_words(args, command):
     return [args.gemma, command, "-t", args.threads] + (["-m", args.model] if args.model else [])
 
 
+def processor_seconds():
+    """Of all commands that have ended: on a machine that others use too, a steadier measure than a clock."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def train(args, program, seed, folder):
     """Trains an adapter, <folder>/adapter, or finds it trained; what that took."""
     record = folder / "training.json"
@@ -77,10 +85,11 @@ def train(args, program, seed, folder):
             "--max-tokens", args.max_tokens]
     ours = gemma_words(args, "finetune") + ["--dtype", "bfloat16", "--samples", 0, "--json"]
     theirs = [args.peer, PEER, "--model", args.model, "--threads", args.threads, "--dtype", "bfloat16"]
-    start = time.perf_counter()
+    start, busy, load = time.perf_counter(), processor_seconds(), os.getloadavg()[0]
     found = json.loads(run((ours if program == "gemma" else theirs) + same))
     kept = {name: found[name] for name in ("seconds", "tokens", "tokens_per_second")}
-    kept |= {"peak_gib": found["peak_memory_bytes"] / 2**30, "wall_seconds": time.perf_counter() - start}
+    kept |= {"peak_gib": found["peak_memory_bytes"] / 2**30, "wall_seconds": time.perf_counter() - start,
+             "processor_seconds": processor_seconds() - busy, "load": load}
     write_whole(record, json.dumps(kept) + "\n")
     return kept
 
