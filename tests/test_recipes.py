@@ -82,7 +82,8 @@ class NamedEntities(unittest.TestCase):
         of = named_entities.measures
         self.assertEqual(of([(gold, gold)]), {"f1": 1, "precision": 1, "recall": 1})
         # One right, one of another type, one longer, one that is nowhere: 1 of 4 answered, 1 of 3 to find.
-        found = of([(gold, [(0, 2, "person"), (3, 4, "company")]), ([(1, 2, "movie")], [(1, 3, "movie"), (None, 1, "movie")])])
+        found = of([(gold, [(0, 2, "person"), (3, 4, "company")]),
+                    ([(1, 2, "movie")], [(1, 3, "movie"), (None, 1, "movie")])])
         self.assertAlmostEqual(found["precision"], 1 / 4)
         self.assertAlmostEqual(found["recall"], 1 / 3)
         self.assertAlmostEqual(found["f1"], 2 / 7)
@@ -110,7 +111,8 @@ class Mails(unittest.TestCase):
             for name in names:
                 (self.folder / name).mkdir()
             for i in range(6):
-                (self.folder / names[0] / f"{i}.txt").write_text(f"Subject: {label} {i // 2}\n\nsome\n  text of {label}\n")
+                text = f"Subject: {label} {i // 2}\n\nsome\n  text of {label}\n"
+                (self.folder / names[0] / f"{i}.txt").write_text(text)
 
     def test_texts_are_cut_and_taken_once(self):
         texts = [mail["text"] for mail in spam.mails(self.folder, "spam", random.Random(1))]
@@ -173,7 +175,8 @@ class Compare(unittest.TestCase):
         lines = recipe.table(self.compare(), [("F1", "f1", 2)]).splitlines()
         self.assertEqual(lines[0], "| | F1 | seconds | processor seconds | tok/s | GiB |")
         self.assertEqual(lines[2], "| before | 0.00 | - | - | - | - |")
-        self.assertEqual(lines[3], "| gemma | 0.50 (0.50 .. 0.50) | 15 (10 .. 20) | - | 5 (5 .. 5) | 1.50 (1.50 .. 1.50) |")
+        self.assertEqual(
+            lines[3], "| gemma | 0.50 (0.50 .. 0.50) | 15 (10 .. 20) | - | 5 (5 .. 5) | 1.50 (1.50 .. 1.50) |")
 
     def test_training_that_was_cut_begins_anew(self):
         args = recipe.parser_of("", train=1).parse_args(["--out", str(self.args.out)])

