@@ -72,10 +72,12 @@ def train_step(model, optimizer, batches, args):
         loss.backward()
         total += loss.item()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm) if args.max_grad_norm > 0 else torch.tensor(0.0)
+    norm = 0.0
+    if args.max_grad_norm > 0:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
     optimizer.step()
     optimizer.zero_grad()
-    return total, float(norm)
+    return total, norm
 
 
 def main():

@@ -1,11 +1,12 @@
-"""A recipe's training in transformers and PEFT: the same data and settings as `gemma finetune`, the peer of apps/recipes.
+"""A recipe's training in transformers and PEFT, with the data and settings of `gemma finetune`: for apps/recipes.
 
     recipes_peft.py --model DIR --data train.jsonl --out DIR --seed N [--epochs N] [--batch-size N] ...
 
-Reads lines {"prompt": "..", "completion": ".."} as `gemma finetune` does: <bos> prompt completion <eos>, loss on the last
-two, an example cut to --max-tokens. LoRA with dropout 0 on all seven projections, alpha twice the rank, PEFT's own first
-matrices; the order of examples, new in each epoch, and those matrices come from --seed. AdamW, clipping and the linear
-schedule are those of finetune_peft.py. Writes DIR/adapter and prints one JSON object; seconds are those of the steps.
+Reads lines {"prompt": "..", "completion": ".."} as `gemma finetune` does: <bos> prompt completion <eos>, loss on the
+last two, an example cut to --max-tokens. LoRA with dropout 0 on all seven projections, alpha twice the rank, PEFT's own
+first matrices; the order of examples, new in each epoch, and those matrices come from --seed. AdamW and clipping are
+those of finetune_peft.py, the schedule is linear. Writes DIR/adapter and prints one JSON object; seconds are those of
+the steps.
 """
 import argparse
 import json
