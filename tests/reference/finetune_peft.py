@@ -55,6 +55,31 @@ def loss_of(model, dtype, ids, labels, mask, targets):
     return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / targets
 
 
+def make_optimizer(model, args):
+    decays = [p for n, p in model.named_parameters() if p.requires_grad and "norm" not in n]
+    others = [p for n, p in model.named_parameters() if p.requires_grad and "norm" in n]
+    return torch.optim.AdamW(
+        [{"params": decays, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=args.learning_rate, fused=True)
+
+
+def train_step(model, optimizer, batches, args):
+    """One step over batches of batch_of(): its loss, the mean over all targets, and the length of its gradient."""
+    targets = sum(int((labels[:, 1:] != -100).sum()) for _, labels, _ in batches)
+    total = 0.0
+    for ids, labels, mask in batches:
+        loss = loss_of(model, args.loss_dtype, ids, labels, mask, targets)
+        loss.backward()
+        total += loss.item()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = 0.0
+    if args.max_grad_norm > 0:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, norm
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -84,11 +109,7 @@ def main():
         import peft
         model = peft.PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
     model.train()
-    decays = [p for n, p in model.named_parameters() if p.requires_grad and "norm" not in n]
-    others = [p for n, p in model.named_parameters() if p.requires_grad and "norm" in n]
-    optimizer = torch.optim.AdamW(
-        [{"params": decays, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=args.learning_rate, fused=True)
+    optimizer = make_optimizer(model, args)
     names = {"constant": "constant_with_warmup"}
     schedule = transformers.get_scheduler(
         names.get(args.schedule, args.schedule), optimizer, num_warmup_steps=args.warmup, num_training_steps=args.steps)
@@ -99,19 +120,10 @@ def main():
     for step in range(args.steps):
         start = time.perf_counter()
         mine = [batches[(step * args.accumulate + i) % len(batches)] for i in range(args.accumulate)]
-        targets = sum(int((labels[:, 1:] != -100).sum()) for _, labels, _ in mine)
-        total = 0.0
-        for ids, labels, mask in mine:
-            loss = loss_of(model, args.loss_dtype, ids, labels, mask, targets)
-            loss.backward()
-            total += loss.item()
-        parameters = decays + others
-        norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm) if args.max_grad_norm > 0 else torch.tensor(0.0)
-        optimizer.step()
+        total, norm = train_step(model, optimizer, mine, args)
         schedule.step()
-        optimizer.zero_grad()
         losses.append(total)
-        norms.append(float(norm))
+        norms.append(norm)
         seconds.append(time.perf_counter() - start)
         tokens.append(sum(int(mask.sum()) for _, _, mask in mine))
     os.makedirs(args.out, exist_ok=True)
