@@ -111,7 +111,8 @@ def evaluate(args, tweets, adapter, file):
     answers = [parse_answer(row["answer"]) for row in recipe.read_lines(file)[1:]]  # after its header
     if len(answers) != len(tweets):
         sys.exit(f"recipe: {file}: expected {len(tweets)} answers, got {len(answers)}")
-    pairs = [(spans_of_tags(tags), match_spans(words, answer or [])) for (words, tags), answer in zip(tweets, answers)]
+    pairs = [(spans_of_tags(tags), match_spans(words, answer or []))
+             for (words, tags), answer in zip(tweets, answers)]
     return measures(pairs) | {"not_json": answers.count(None), "nll": found["nll"]}
 
 
