@@ -64,7 +64,7 @@ class NamedEntities(unittest.TestCase):
         self.assertEqual(parse(' [{"type": "person", "text": "a"}]'), [("a", "person")])
         self.assertEqual(parse("[]"), [])
         for bad in ("", "none", '{"text": "a", "type": "b"}', '[{"text": "a"}]', '["a"]', '[{"text": "a", "type": 1}]',
-                    '[{"text": "a", "type": "b", "more": "c"}]', '[{"text": "a", "type": "b"}', "[] and more", "3"):
+                    '[{"text": "a", "type": "b", "more": "c"}]', '[{"text": "a", "type": "b"}', "[] more", "3", "[3]"):
             self.assertIsNone(parse(bad), bad)
 
     def test_places_in_the_text(self):

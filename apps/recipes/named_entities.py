@@ -105,13 +105,14 @@ def measures(pairs):
 
 
 def evaluate(args, tweets, adapter, file):
-    words = recipe.gemma_words(args, "eval") + ["--data", args.out / "test.jsonl", "--answers", "-n", args.answer_tokens]
-    words += ["--max-tokens", args.max_tokens, "--out", file, "--json"]
+    words = recipe.gemma_words(args, "eval") + ["--data", args.out / "test.jsonl", "--max-tokens", args.max_tokens]
+    words += ["--answers", "-n", args.answer_tokens, "--out", file, "--json"]
     found = json.loads(recipe.run(words + (["--lora", adapter] if adapter else [])))
     answers = [parse_answer(row["answer"]) for row in recipe.read_lines(file)[1:]]  # after its header
     if len(answers) != len(tweets):
         sys.exit(f"recipe: {file}: expected {len(tweets)} answers, got {len(answers)}")
-    pairs = [(spans_of_tags(tags), match_spans(words, answer or [])) for (words, tags), answer in zip(tweets, answers)]
+    pairs = [(spans_of_tags(tags), match_spans(words, answer or []))
+             for (words, tags), answer in zip(tweets, answers)]
     return measures(pairs) | {"not_json": answers.count(None), "nll": found["nll"]}
 
 
