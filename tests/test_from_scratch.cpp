@@ -134,7 +134,8 @@ TEST_CASE("a text that is none is named, with the line", "[from_scratch]") {
   CHECK_THAT(said("a\nb\n\xFFz"), Catch::Contains("data.jsonl:3: expected UTF-8, got byte 0xff"));
   CHECK_THAT(said(std::string(70'000, 'a') + "\n\n\xFF"), Catch::Contains("data.jsonl:3: "));
   CHECK_THAT(said("a", 1), Catch::Contains("max_tokens: expected at least 2"));
-  CHECK_THAT(
-      error_of([] { write_text_windows("/nowhere", Tokenizer(small_vocabulary()), "/tmp/none"); }),
-      Catch::Contains("/nowhere: expected a file, found none"));
+  CHECK_THAT(error_of([] {
+               write_text_windows("/nowhere", Tokenizer(small_vocabulary()), "/nowhere/out");
+             }),
+             Catch::Contains("/nowhere: expected a file, found none"));
 }

@@ -5,47 +5,20 @@
 
 #include <filesystem>
 #include <fstream>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "gemma_torch/adapt/checkpoint.h"
 #include "gemma_torch/adapt/cross_entropy.h"
 #include "gemma_torch/adapt/sparse_embedding.h"
-#include "gemma_torch/adapt/trained_set.h"
 #include "support/catch.h"
 #include "support/error_of.h"
-#include "support/lines_file.h"
 #include "support/scratch.h"
-#include "support/small_models.h"
+#include "support/training_run.h"
 
 using namespace gemma_torch;
 using namespace gemma_torch::test;
 
 namespace {
-
-// A small model, its adapter and what trains it on nine lines of ids.
-struct Run {
-  explicit Run(const TrainerOptions& options, bool recompute = false)
-      : file(id_lines({12, 5, 9, 20, 7, 16, 4, 11, 8})),
-        data(file.path, nullptr, {.vocab_size = 1003}),
-        model(small_models().wide),
-        batches(data, {.rows = 2, .seed = 3}),
-        pass(model, {.recompute = recompute}) {
-    torch::manual_seed(5);
-    adapter = std::make_unique<Adapter>(model, LoraConfig{.rank = 3, .dropout = 0.2});
-    adapter->attach();
-    const auto trained = train_adapter(model, *adapter, /*narrow=*/true);
-    trainer = std::make_unique<Trainer>(model, pass, batches, trained, options);
-  }
-
-  LinesFile file;
-  TrainingData data;
-  Gemma3Model model;
-  Batches batches;
-  TrainingPass pass;
-  std::unique_ptr<Adapter> adapter;
-  std::unique_ptr<Trainer> trainer;
-};
 
 constexpr TrainerOptions kOptions = {
     .learning_rate = 1e-2, .warmup = 2, .steps = 8, .accumulate = 2};
@@ -169,18 +142,18 @@ TEST_CASE("a bfloat16 head's gradient is that of its logits, of few tokens that 
 
 TEST_CASE("a run that is cut and goes on ends in the same bits", "[training]") {
   const bool recompute = GENERATE(false, true);
-  Run whole(kOptions, recompute);
+  TrainingRun whole(kOptions, {.recompute = recompute});
   while (!whole.trainer->done()) {
     whole.trainer->step();
   }
-  Run first(kOptions, recompute);
+  TrainingRun first(kOptions, {.recompute = recompute});
   for (int step = 0; step < 3; ++step) {
     first.trainer->step();
   }
   const ScratchFolder folder("gemma_checkpoints");
   const auto path = folder.path().string();
   Checkpoints(path).save(*first.trainer, {{"note", 1}});
-  Run second(kOptions, recompute);
+  TrainingRun second(kOptions, {.recompute = recompute});
   torch::manual_seed(99);
   Checkpoints(path).load(3, *second.trainer);
   while (!second.trainer->done()) {
@@ -190,7 +163,7 @@ TEST_CASE("a run that is cut and goes on ends in the same bits", "[training]") {
 }
 
 TEST_CASE("blocks that are run again draw the same dropout", "[training]") {
-  Run plain(kOptions), again(kOptions, /*recompute=*/true);
+  TrainingRun plain(kOptions), again(kOptions, {.recompute = true});
   for (int step = 0; step < 3; ++step) {
     for (auto* run : {&plain, &again}) {
       torch::manual_seed(step);  // both draw from one generator
@@ -203,7 +176,7 @@ TEST_CASE("blocks that are run again draw the same dropout", "[training]") {
 TEST_CASE("a step learns, and reports what it did", "[training]") {
   auto options = kOptions;
   options.steps = 40;
-  Run run(options);
+  TrainingRun run(options);
   const auto first = run.trainer->step();
   CHECK(first.step == 1);
   CHECK(first.learning_rate == 0);
@@ -220,7 +193,7 @@ TEST_CASE("a step learns, and reports what it did", "[training]") {
 }
 
 TEST_CASE("what is no number stops training before a parameter changes", "[training]") {
-  Run run(kOptions);
+  TrainingRun run(kOptions);
   run.trainer->step();
   const auto before = run.adapter->parameters()[0].detach().clone();
   {
@@ -234,7 +207,7 @@ TEST_CASE("what is no number stops training before a parameter changes", "[train
 }
 
 TEST_CASE("checkpoints are whole, and only what is asked for stays", "[training]") {
-  Run run(kOptions);
+  TrainingRun run(kOptions);
   const ScratchFolder folder("gemma_checkpoints");
   const auto path = folder.path().string();
   Checkpoints checkpoints(path);

@@ -25,8 +25,6 @@ class PendingSum {
 /// Throws: Error `[ranks] ..` naming the call of MPI that failed.
 class Ranks {
  public:
-  static bool has_mpi();  // whether this build can have more than one
-
   Ranks() = default;  // alone
   /// All that mpirun started; begins to use MPI. Throws: Error where this build has none.
   static Ranks world();

@@ -13,10 +13,6 @@ bool PendingSum::done() {
 }
 void PendingSum::wait() {}
 
-bool Ranks::has_mpi() {
-  return false;
-}
-
 Ranks Ranks::world() {
   fail(
       "[ranks] expected a build with MPI, got one without. Hint: install one (Debian and Ubuntu: "

@@ -45,10 +45,6 @@ void PendingSum::wait() {
   }
 }
 
-bool Ranks::has_mpi() {
-  return true;
-}
-
 Ranks Ranks::world() {
   int begun = 0;
   check_call("MPI_Initialized", MPI_Initialized(&begun));

@@ -6,15 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 #include "gemma_torch/adapt/gradient_exchange.h"
-#include "gemma_torch/adapt/trained_set.h"
-#include "gemma_torch/adapt/trainer.h"
 #include "support/catch.h"
 #include "support/error_of.h"
-#include "support/lines_file.h"
-#include "support/small_models.h"
+#include "support/training_run.h"
 
 using namespace gemma_torch;
 using namespace gemma_torch::test;
@@ -30,34 +26,6 @@ const Ranks& world() {
   static const Joined joined;
   return joined.ranks;
 }
-
-// A small model, its adapter and this rank's share of nine lines of ids.
-struct Run {
-  Run(const Ranks& ranks,
-      const TrainerOptions& options,
-      double dropout = 0,
-      const std::string& lines = id_lines({12, 5, 9, 20, 7, 16, 4, 11, 8}))
-      : file(lines),
-        data(file.path, nullptr, {.vocab_size = 1003}),
-        model(small_models().wide),
-        batches(data, {.rows = 2, .seed = 3, .rank = ranks.rank(), .ranks = ranks.size()}),
-        pass(model) {
-    torch::manual_seed(5);
-    adapter = std::make_unique<Adapter>(model, LoraConfig{.rank = 3, .dropout = dropout});
-    adapter->attach();
-    const auto trained = train_adapter(model, *adapter, /*narrow=*/true);
-    trainer = std::make_unique<Trainer>(model, pass, batches, trained, options);
-    trainer->join(ranks);
-  }
-
-  LinesFile file;
-  TrainingData data;
-  Gemma3Model model;
-  Batches batches;
-  TrainingPass pass;
-  std::unique_ptr<Adapter> adapter;
-  std::unique_ptr<Trainer> trainer;
-};
 
 TrainerOptions options_of(int64_t steps, int64_t accumulate) {
   return {.learning_rate = 1e-2,
@@ -152,8 +120,8 @@ TEST_CASE("ranks step as one does with as many batches", "[ranks]") {
   // An epoch has five batches, so that steps have some of two. Of more batches a rank the sum has another order, and
   // AdamW magnifies its rounding where a gradient is almost zero.
   const auto [accumulate, tolerance] = GENERATE(std::pair(1, 1e-6), std::pair(2, 1e-4));
-  Run together(ranks, options_of(4, accumulate));
-  Run alone(Ranks(), options_of(4, accumulate * ranks.size()));
+  TrainingRun together(options_of(4, accumulate), {.dropout = 0, .ranks = ranks});
+  TrainingRun alone(options_of(4, accumulate * ranks.size()), {.dropout = 0});
   for (int step = 0; step < 4; ++step) {
     const auto found = together.trainer->step();
     const auto expected = alone.trainer->step();
@@ -178,9 +146,9 @@ TEST_CASE("a rank without a batch takes part in the last step", "[ranks]") {
   auto options = options_of(5, 1);
   options.epochs = 1;
   options.steps = (5 + ranks.size() - 1) / ranks.size();
-  Run together(ranks, options);
+  TrainingRun together(options, {.dropout = 0, .ranks = ranks});
   options.accumulate = ranks.size();
-  Run alone(Ranks(), options);
+  TrainingRun alone(options, {.dropout = 0});
   while (!alone.trainer->done()) {
     CHECK(together.trainer->step().targets == alone.trainer->step().targets);
   }
@@ -192,7 +160,7 @@ TEST_CASE("a rank without a batch takes part in the last step", "[ranks]") {
 
 TEST_CASE("ranks go on from rank 0's state in the same bits", "[ranks]") {
   const auto& ranks = world();
-  Run whole(ranks, options_of(5, 1), /*dropout=*/0.3);
+  TrainingRun whole(options_of(5, 1), {.dropout = 0.3, .ranks = ranks});
   for (int step = 0; step < 2; ++step) {
     whole.trainer->step();
   }
@@ -204,7 +172,7 @@ TEST_CASE("ranks go on from rank 0's state in the same bits", "[ranks]") {
   while (!whole.trainer->done()) {
     whole.trainer->step();
   }
-  Run second(ranks, options_of(5, 1), /*dropout=*/0.3);
+  TrainingRun second(options_of(5, 1), {.dropout = 0.3, .ranks = ranks});
   torch::manual_seed(static_cast<uint64_t>(ranks.rank()));
   if (ranks.rank() == 0) {
     second.trainer->load(kept);
@@ -224,7 +192,7 @@ TEST_CASE("ranks go on from rank 0's state in the same bits", "[ranks]") {
 
 TEST_CASE("each rank has dropout of its own", "[ranks]") {
   const auto& ranks = world();
-  const auto loss_of = [](Run& run, uint64_t seed) {
+  const auto loss_of = [](TrainingRun& run, uint64_t seed) {
     const torch::NoGradGuard no_grad;
     for (const auto& parameter : run.adapter->parameters()) {
       parameter.fill_(0.1);  // matrices that are zero would hide it
@@ -233,13 +201,13 @@ TEST_CASE("each rank has dropout of its own", "[ranks]") {
     return run.trainer->step().loss;
   };
   const auto same_lines = id_lines({9}) + id_lines({9}) + id_lines({9}) + id_lines({9});
-  Run together(ranks, options_of(1, 1), /*dropout=*/0.5, same_lines);
+  TrainingRun together(options_of(1, 1), {.dropout = 0.5, .ranks = ranks, .lines = same_lines});
   const auto found = loss_of(together, 77);
   torch::manual_seed(77);
   const auto seeds = at::randint(int64_t{1} << 32, {ranks.size()}, at::kLong);
   double mean = 0, least = INFINITY, most = 0;
   for (int64_t rank = 0; rank < ranks.size(); ++rank) {
-    Run alone(Ranks(), options_of(1, 1), /*dropout=*/0.5, same_lines);
+    TrainingRun alone(options_of(1, 1), {.dropout = 0.5, .lines = same_lines});
     const auto loss = loss_of(alone, static_cast<uint64_t>(seeds[rank].item<int64_t>()));
     mean += loss / static_cast<double>(ranks.size());
     least = std::min(least, loss);
@@ -251,7 +219,7 @@ TEST_CASE("each rank has dropout of its own", "[ranks]") {
 
 TEST_CASE("what is no number on one rank stops all, and names its lines", "[ranks]") {
   const auto& ranks = world();
-  Run run(ranks, options_of(3, 1));
+  TrainingRun run(options_of(3, 1), {.dropout = 0, .ranks = ranks});
   run.trainer->step();
   const auto upcoming = run.batches.upcoming();
   const auto before = run.adapter->parameters()[0].detach().clone();

@@ -19,24 +19,12 @@ struct RowSums {
 };
 
 RowSums row_sums(const Bf16* logits, int64_t n) {
-  constexpr int64_t kPiece = 4096;  // numbers added in float32: more of them lose too much
-  F most = splat(kLowest);
-  by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    most = max(get(logits + j, count, kLowest), most);
+  RowSums sums{.top = largest_of(logits, n), .total = 0, .bins = {}};
+  sums.total = sum_of_exp(logits, n, sums.top, [&](int64_t j, const F& e) __attribute__((always_inline)) {
+    if (j % (RowSums::kSample * kLanes) == 0) {
+      sums.count(e);
+    }
   });
-  RowSums sums{.top = largest(most), .total = 0, .bins = {}};
-  for (int64_t start = 0; start < n; start += kPiece) {
-    F part{};
-    by_lanes(std::min(kPiece, n - start), [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      const F x = get(logits + start + j, count, kLowest);
-      const F e = exp(x - splat(sums.top)) + kept_nan(x);
-      part += e;
-      if (j % (RowSums::kSample * kLanes) == 0) {
-        sums.count(e);
-      }
-    });
-    sums.total += sum(part);
-  }
   return sums;
 }
 

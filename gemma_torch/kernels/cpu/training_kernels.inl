@@ -113,14 +113,37 @@ void clear_unseen(T* x, const typename RowTraining<T>::Seen& seen) {
 }
 
 template <typename T>
+float largest_of(const T* x, int64_t n) {
+  F most = splat(kLowest);
+  by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+    most = max(get(x + j, count, kLowest), most);
+  });
+  return largest(most);
+}
+
+// The sum of e^(x - top); `see` is given each sixteen of them and their place.
+template <typename T, typename See>
+GEMMA_TORCH_INLINE double sum_of_exp(const T* x, int64_t n, float top, const See& see) {
+  constexpr int64_t kPiece = 4096;  // numbers added in float32: more of them lose too much
+  double total = 0;
+  for (int64_t start = 0; start < n; start += kPiece) {
+    F part{};
+    by_lanes(std::min(kPiece, n - start), [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+      const F xj = get(x + start + j, count, kLowest);
+      const F e = exp(xj - splat(top)) + kept_nan(xj);
+      part += e;
+      see(start + j, e);
+    });
+    total += sum(part);
+  }
+  return total;
+}
+
+template <typename T>
 void softmax(T* x, const typename RowTraining<T>::Seen& seen, float scale) {
   T* first = x + seen.begin;
   const int64_t n = seen.end - seen.begin;
-  F most = splat(kLowest);
-  by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    most = max(get(first + j, count, kLowest), most);
-  });
-  const F top = splat(largest(most));
+  const F top = splat(largest_of(first, n));
   F total{};
   by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
     const F xj = get(first + j, count, kLowest);
@@ -151,21 +174,8 @@ void softmax_backward(const T* p, T* dp, const typename RowTraining<T>::Seen& se
 
 template <typename T>
 double cross_entropy(T* logits, int64_t n, int64_t target, float factor) {
-  constexpr int64_t kPiece = 4096;  // numbers added in float32: more of them lose too much
-  F most = splat(kLowest);
-  by_lanes(n, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-    most = max(get(logits + j, count, kLowest), most);
-  });
-  const float top = largest(most);
-  double total = 0;
-  for (int64_t start = 0; start < n; start += kPiece) {
-    F part{};
-    by_lanes(std::min(kPiece, n - start), [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      const F x = get(logits + start + j, count, kLowest);
-      part += exp(x - splat(top)) + kept_nan(x);
-    });
-    total += sum(part);
-  }
+  const float top = largest_of(logits, n);
+  const double total = sum_of_exp(logits, n, top, [](int64_t, const F&) {});
   const double loss = std::log(total) + top - widen(logits[target]);
   // The target's own gradient is rounded once, as one number.
   const double own = std::exp(-loss) - 1.0;
