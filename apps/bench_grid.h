@@ -16,9 +16,9 @@ struct GridOptions {
   int repetitions = 3;
 };
 
-/// The reference's twelve rows (no cache and KV cache, as they are and compiled, on the CPU, an NVIDIA and an Apple GPU)
-/// and this project's own. Each runs in a process of its own, `gemma bench`, so that its peak memory is its own and what
-/// fails there is a row that says why.
+/// The reference's twelve rows (no cache and KV cache, as they are and compiled, on the CPU, an
+/// NVIDIA and an Apple GPU) and this project's own. Each runs in a process of its own, `gemma
+/// bench`, so that its peak memory is its own and what fails there is a row that says why.
 /// Throws: Error if no row ran, or the chart cannot be written.
 void run_grid(const GridOptions& options);
 

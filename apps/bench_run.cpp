@@ -10,6 +10,7 @@
 
 #include "gemma_torch/base/device.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/fingerprint.h"
 
 namespace gemma_torch::apps {
 namespace {
@@ -35,15 +36,11 @@ at::Tensor some_ids(int64_t rows, int64_t count, int64_t vocab_size) {
   return ids;
 }
 
-// FNV-1a of 64 bits over the bytes of the values.
 uint64_t hash_of(const at::Tensor& logits) {
   const auto values = logits.to(at::kCPU, at::kFloat).contiguous();
-  const auto* bytes = reinterpret_cast<const unsigned char*>(values.const_data_ptr<float>());
-  uint64_t hash = 0xcbf29ce484222325;
-  for (size_t i = 0; i < values.nbytes(); ++i) {
-    hash = (hash ^ bytes[i]) * 0x100000001b3;
-  }
-  return hash;
+  Fingerprint hash;
+  hash.add(values.const_data_ptr(), values.nbytes());
+  return hash.value();
 }
 
 }  // namespace

@@ -187,6 +187,7 @@ void settle(FinetuneFlags& flags) {
         "--data OUT/data.jsonl on all",
         ranks.size());
   flags.trainer.schedule = parse_schedule(flags.schedule);
+  flags.trainer.adamw.state = parse_dtype(flags.optimizer_dtype, at::kFloat);
   flags.trainer.learning_rate = flags.learning_rate.value_or(default_learning_rate(flags));
   flags.seed = flags.seed ? *flags.seed : rank_0s(std::random_device{}());
   flags.batches.rank = ranks.rank();

@@ -12,6 +12,7 @@ using nlohmann::json;
 json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const TrainingData& data) {
   json facts = {{"model", fingerprint(loaded.model)},
                 {"dtype", dtype_name(loaded.config.dtype)},
+                {"data", data.fingerprint()},
                 {"data_examples", data.size()},
                 {"data_tokens", data.tokens()},
                 {"data_targets", data.targets()},
@@ -32,6 +33,7 @@ json facts_of(const FinetuneFlags& flags, const Pretrained& loaded, const Traini
   if (flags.trains_weights()) {
     facts["train"] = flags.train;
     facts["sparse_embedding"] = flags.sparse_embedding;
+    facts["optimizer_dtype"] = dtype_name(flags.trainer.adamw.state);
   } else {
     facts["lora"] = {{"rank", flags.lora.rank},
                      {"alpha", flags.lora.alpha},

@@ -14,6 +14,10 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
   number("--schedule", flags.schedule, "of the learning rate: constant, linear or cosine");
   number("--warmup", flags.trainer.warmup, "steps in which the learning rate rises from 0");
   number("--weight-decay", flags.trainer.adamw.weight_decay, "of AdamW; norms have none");
+  number("--optimizer-dtype",
+         flags.optimizer_dtype,
+         "of moments and of bfloat16 weights' master copies: float32, or bfloat16: no masters, all "
+         "rounded by chance, less memory and time");
   number("--max-grad-norm", flags.trainer.max_grad_norm, "longer gradients are shortened; 0: none");
   number("--epochs", flags.epochs, "passes over the data");
   number("--max-steps", flags.max_steps, "optimiser steps instead of epochs; 0: epochs");
@@ -71,6 +75,10 @@ void check_new_model(const FinetuneFlags& flags) {
   check(!is_new || (flags.model.model.empty() && flags.train.empty() && flags.model.lora.empty()),
         "[finetune] --from-scratch trains all of a new model: expected no --model, --lora or "
         "--train beside it");
+  check(flags.optimizer_dtype == "float32" || flags.trains_weights(),
+        "[finetune] --optimizer-dtype {}: expected --full, --train or --from-scratch with it, an "
+        "adapter's matrices are float32",
+        flags.optimizer_dtype);
   check(!flags.sparse_embedding || flags.trains_weights(),
         "[finetune] --sparse-embedding: expected --full, --train or --from-scratch with it, an "
         "adapter trains no embedding");

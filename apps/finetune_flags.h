@@ -29,6 +29,7 @@ struct FinetuneFlags {
   TrainerOptions trainer = {};
   std::optional<double> learning_rate = {};
   std::string schedule = "linear";
+  std::string optimizer_dtype = "float32";
   int64_t epochs = 1;
   int64_t max_steps = 0;
   TrainingPassOptions pass = {};

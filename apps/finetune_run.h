@@ -47,10 +47,11 @@ struct FinetuneSummary {
   bool stopped_early = false;
 };
 
-/// Trains to the end, step by step: a line of log.jsonl for each step and evaluation, checkpoints of which the last two
-/// and the best stay, and a line on the terminal. Ctrl-C keeps a checkpoint and ends. At the end the model is as the
-/// best checkpoint has it, or the last where nothing is evaluated. Of several ranks, rank 0 alone has the folder, tells, and
-/// has that model at the end; they evaluate together, and what stops one stops all.
+/// Trains to the end, step by step: a line of log.jsonl for each step and evaluation, checkpoints
+/// of which the last two and the best stay, and a line on the terminal. Ctrl-C keeps a checkpoint
+/// and ends. At the end the model is as the best checkpoint has it, or the last where nothing is
+/// evaluated. Of several ranks, rank 0 alone has the folder, tells, and has that model at the end;
+/// they evaluate together, and what stops one stops all.
 class FinetuneRun {
  public:
   /// Throws: Error if the folder holds a run and `resume` is off, or the run in it was made with other `facts` (naming

@@ -1,28 +1,10 @@
 #include "fingerprint.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "gemma_torch/base/device.h"
 
 namespace gemma_torch::apps {
-
-void Fingerprint::add(const void* data, size_t bytes) {
-  const auto* at = static_cast<const unsigned char*>(data);
-  for (size_t i = 0; i < bytes; ++i) {
-    state_ = (state_ ^ at[i]) * 0x100000001b3U;
-  }
-}
-
-void Fingerprint::add(const std::vector<int64_t>& numbers) {
-  add(static_cast<int64_t>(numbers.size()));
-  add(numbers.data(), numbers.size() * sizeof(int64_t));
-}
-
-std::string Fingerprint::hex() const {
-  return fmt::format("{:016x}", state_);
-}
 
 std::string fingerprint(const Gemma3Model& model) {
   Fingerprint result;

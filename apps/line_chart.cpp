@@ -58,6 +58,32 @@ std::string tick_label(const Range& range, double share) {
                        : fmt::format("{:.{}e}", value, value == 0 ? 0 : 1);
 }
 
+// 1, 2 or 5 times a power of ten, some six of which make the range; of whole numbers at least 1.
+double round_step(const Range& range, bool whole) {
+  const auto wanted = (range.high - range.low) / 6;
+  const auto power = std::pow(10.0, std::floor(std::log10(wanted)));
+  const auto digit = wanted / power;
+  const auto step = power * (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10);
+  return whole ? std::max(step, 1.0) : step;
+}
+
+void draw_x_ticks(const LineChart& chart, const Axes& axes, std::string& out) {
+  const bool whole = std::all_of(
+      chart.x.begin(), chart.x.end(), [](double x) { return std::abs(x - std::round(x)) < 1e-9; });
+  const auto step = round_step(axes.x, whole);
+  // Counted, not added up: 0.1 + 0.2 is no tick.
+  for (auto i = std::ceil(axes.x.low / step - 1e-9); i * step <= axes.x.high + 1e-9 * step; ++i) {
+    const auto left = axes.left(i * step);
+    out += fmt::format(
+        R"(<path stroke="#e4e8ec" d="M{0:.1f} {1}v5"/><text text-anchor="middle" x="{0:.1f}" )"
+        R"(y="{2}">{3:.6g}</text>)",
+        left,
+        kTop + kHeight,
+        kTop + kHeight + 18,
+        i * step + 0.0);  // no -0
+  }
+}
+
 void draw_axes(const LineChart& chart, const Axes& axes, std::string& out) {
   out += fmt::format(R"(<rect class="frame" x="{}" y="{}" width="{}" height="{}"/>)",
                      kLeft,
@@ -69,17 +95,15 @@ void draw_axes(const LineChart& chart, const Axes& axes, std::string& out) {
     const auto y = kTop + kHeight * (1 - share);
     out += fmt::format(
         R"(<path stroke="#e4e8ec" d="M{} {:.1f}h{}"/><text text-anchor="end" x="{}" y="{:.1f}">)"
-        R"({}</text><text text-anchor="middle" x="{:.1f}" y="{}">{:.4g}</text>)",
+        "{}</text>",
         kLeft,
         y,
         kWidth,
         kLeft - 6,
         y + 4,
-        tick_label(axes.y, share),
-        kLeft + kWidth * share,
-        kTop + kHeight + 16,
-        axes.x.at(share));
+        tick_label(axes.y, share));
   }
+  draw_x_ticks(chart, axes, out);
   out += fmt::format(
       R"s(<text class="axis" text-anchor="middle" x="{}" y="{}">{}</text><text class="axis" )s"
       R"s(text-anchor="middle" transform="translate(14 {}) rotate(-90)">{}</text>)s",

@@ -169,6 +169,26 @@ class FromScratch(FinetuneTest):
         bits = [(self.folder / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
         self.assertEqual(*bits)
 
+    def test_a_bfloat16_optimizer_goes_on_too(self):
+        config = json.loads(self.config.read_text())
+        self.config.write_text(json.dumps({**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+        narrow = ("--max-steps", 40, "--save-every", 1, "--optimizer-dtype", "bfloat16")
+        self.train("whole", *narrow)
+        self.assertLess(self.log("whole")[-1]["loss"], self.log("whole")[0]["loss"] - 1)
+        at = self.folder / "whole" / "checkpoints"
+        sizes = [(folder / "state.safetensors").stat().st_size for folder in at.iterdir()]
+        weights = (self.folder / "whole" / "model" / "model.safetensors").stat().st_size
+        self.assertLess(max(sizes), 3 * weights + 10_000)  # weights and two moments, of 2 bytes each
+        run = subprocess.Popen([cli.GEMMA, *map(str, self.command("cut", *narrow))], stderr=subprocess.PIPE)
+        cli.wait_for_lines(self.folder / "cut" / "log.jsonl", 8, run)
+        run.kill()
+        run.communicate(timeout=300)
+        wide = error(*self.command("cut", *narrow[:-1], "float32", "--resume"))
+        self.assertIn('optimizer_dtype: expected "bfloat16", as the run began with, got "float32"', wide)
+        self.train("cut", *narrow, "--resume")
+        bits = [(self.folder / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
+        self.assertEqual(*bits)
+
     def test_rows_of_tokens_never_seen_stay(self):
         def embedding(folder):
             blob = (self.folder / folder / "model.safetensors").read_bytes()
@@ -216,6 +236,10 @@ class FromScratch(FinetuneTest):
         self.assertIn("expected --from-scratch", error(*run, "--tokenizer", "x"))
         self.assertIn("expected a model with a tokenizer", error(*run, "--plain-text"))
         self.assertIn("expected --full, --train or", error(*run, "--sparse-embedding"))
+        narrow = ("--optimizer-dtype", "bfloat16")
+        self.assertIn("an adapter's matrices are float32", error(*run, *narrow))
+        self.assertIn("expected bfloat16, as the state is to be", error(*run, *narrow, "--full", "--dtype", "float32"))
+        self.assertIn("float16", error(*run, "--full", "--optimizer-dtype", "float16"))
         frozen = error(*run, "--sparse-embedding", "--train", "*.mlp.*")
         self.assertIn("expected the embedding among what is trained", frozen)
 
@@ -255,6 +279,10 @@ class GoesOn(FinetuneTest):
         self.assertIn("--resume", error(*self.command("cut", *self.MORE)))
         other = error(*self.command("cut", *self.MORE, "--resume", "--warmup", 2))
         self.assertIn("warmup: expected 0, as the run began with, got 2", other)
+        before = self.data.read_text()
+        self.data.write_text(before.replace("[7, 8]", "[7, 9]", 1))  # as many lines, tokens and targets
+        self.assertRegex(error(*self.command("cut", *self.MORE, "--resume")), r"cut: data: expected \"\w{16}\"")
+        self.data.write_text(before)
         self.assertEqual(self.train("cut", *self.MORE, "--resume")["steps"], 15)
         self.assertIn("the run is finished", error(*self.command("cut", *self.MORE, "--resume")))
 

@@ -1,6 +1,7 @@
 #include "gemma_torch/adapt/trainer.h"
 
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <torch/optim/adamw.h>
 
 #include <filesystem>
@@ -9,6 +10,7 @@
 
 #include "gemma_torch/adapt/checkpoint.h"
 #include "gemma_torch/adapt/cross_entropy.h"
+#include "gemma_torch/adapt/rounded_adamw.h"
 #include "gemma_torch/adapt/sparse_embedding.h"
 #include "support/catch.h"
 #include "support/error_of.h"
@@ -59,6 +61,72 @@ TEST_CASE("AdamW steps as torch::optim::AdamW does", "[training]") {
   CHECK((state.at("w") - theirs).abs().max().item<double>() < 1e-6);
   CHECK((state.at("n") - their_norm).abs().max().item<double>() < 1e-6);
   CHECK(at::equal(ours, state.at("w").to(dtype)));
+}
+
+TEST_CASE("AdamW without masters follows AdamW with them", "[training]") {
+  torch::manual_seed(1);
+  auto narrow = at::randn({300, 200}).to(at::kBFloat16), wide = narrow.clone();
+  const auto begin = narrow.clone();
+  AdamW rounded({{.name = "w", .parameter = narrow}}, {.state = at::kBFloat16});
+  AdamW exact({{.name = "w", .parameter = wide}}, {});
+  const auto slope = at::randn({300, 200}).to(at::kBFloat16);
+  for (int step = 0; step < 200; ++step) {
+    narrow.mutable_grad() = (slope + at::randn({300, 200}) * 0.1).to(at::kBFloat16);
+    wide.mutable_grad() = narrow.grad().clone();
+    rounded.step(1e-4, 0.5);
+    exact.step(1e-4, 0.5);
+  }
+  // A step moves few of these weights by half of what separates two bfloat16 numbers; in the mean all go the way.
+  const auto master = exact.state().at("w");
+  const auto moved = master - begin.to(at::kFloat), off = narrow.to(at::kFloat) - master;
+  CHECK(std::abs((off * moved.sign()).mean().item<double>()) <
+        0.01 * moved.abs().mean().item<double>());
+  CHECK(off.abs().mean().item<double>() < 0.5 * moved.abs().mean().item<double>());
+  CHECK(rounded.state().at("w").is_alias_of(narrow));
+  CHECK(rounded.state().at("w.exp_avg_sq").scalar_type() == at::kBFloat16);
+  const auto square = exact.state().at("w.exp_avg_sq").mean().item<double>();
+  CHECK(rounded.state().at("w.exp_avg_sq").mean(at::kFloat).item<double>() ==
+        Approx(square).epsilon(0.01));
+  auto single = at::zeros({2});
+  CHECK(error_of([&] { AdamW({{.name = "x", .parameter = single}}, {.state = at::kBFloat16}); }) ==
+        "[adamw] x: expected bfloat16, as the state is to be, got Float");
+}
+
+TEST_CASE("a rounded step is the same on any threads, and written out", "[training]") {
+  torch::manual_seed(2);
+  const auto type = GENERATE(at::kFloat, at::kBFloat16);
+  const int64_t n = 5'000'001;  // more than are widened at a time
+  const auto draw = [&] { return at::randn({n}).to(at::kBFloat16); };
+  const RoundedTensors first = {draw(), draw(), draw().square(), at::randn({n}).to(type)};
+  const auto copy = [&] {
+    return RoundedTensors{
+        first.parameter.clone(), first.exp_avg.clone(), first.exp_avg_sq.clone(), first.gradient};
+  };
+  const RoundedStep step = {.learning_rate = 0.01,
+                            .beta1 = 0.9,
+                            .beta2 = 0.999,
+                            .eps = 1e-8,
+                            .weight_decay = 0.1,
+                            .factor = 0.5,
+                            .step = 3,
+                            .stream = 1};
+  const auto many = copy(), one = copy(), written = copy();
+  step_rounded(many, step);
+  {
+    const auto threads = at::get_num_threads();
+    at::set_num_threads(1);
+    step_rounded(one, step);
+    at::set_num_threads(threads);
+  }
+  step_rounded_written_out(written, step);
+  for (const auto part :
+       {&RoundedTensors::parameter, &RoundedTensors::exp_avg, &RoundedTensors::exp_avg_sq}) {
+    CHECK(at::equal(many.*part, one.*part));
+    CHECK_FALSE(at::equal(many.*part, first.*part));
+    // float32 roundings differ: now and then the carry does too.
+    const auto differ = (many.*part).ne(written.*part).to(at::kDouble).mean().item<double>();
+    CHECK(differ < 1e-3);
+  }
 }
 
 TEST_CASE("rows of a parameter are stepped alone", "[training]") {

@@ -117,7 +117,7 @@ def evaluate(args, tweets, adapter, file):
 
 
 def main():
-    parser = recipe.parser_of(__doc__, train=480, test=200, epochs=1, learning_rate=5e-4)
+    parser = recipe.parser_of(__doc__, train=960, test=200, epochs=1, learning_rate=5e-4)
     parser.add_argument("--answer-tokens", type=int, default=64, help="at most")
     args = parser.parse_args()
     tweets = read_tweets(fetch(args.source))

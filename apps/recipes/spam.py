@@ -104,7 +104,7 @@ def evaluate(args, adapter, file):
 
 
 def main():
-    parser = recipe.parser_of(__doc__, train=160, test=200, epochs=1, learning_rate=5e-4)
+    parser = recipe.parser_of(__doc__, train=320, test=400, epochs=1, learning_rate=5e-4)
     parser.add_argument("--characters", type=int, default=400, help="of a mail that count")
     args = parser.parse_args()
     folder, draw = fetch(args.source, args.out / "fetched"), random.Random(args.split_seed)

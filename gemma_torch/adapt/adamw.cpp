@@ -10,6 +10,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "gemma_torch/adapt/rounded_adamw.h"
 #include "gemma_torch/base/error.h"
 
 namespace gemma_torch {
@@ -32,6 +33,9 @@ AdamW::AdamW(std::vector<TrainedTensor> trained, const AdamWOptions& options)
   check(options.weight_decay >= 0,
         "[adamw] weight_decay: expected at least 0, got {}",
         options.weight_decay);
+  check(options.state == at::kFloat || options.state == at::kBFloat16,
+        "[adamw] state: expected float32 or bfloat16, got {}",
+        c10::toString(options.state));
   const at::NoGradGuard no_grad;
   for (const auto& tensor : trained_) {
     const auto dtype = tensor.parameter.scalar_type();
@@ -39,11 +43,15 @@ AdamW::AdamW(std::vector<TrainedTensor> trained, const AdamWOptions& options)
           "[adamw] {}: expected float32 or bfloat16, got {}",
           tensor.name,
           c10::toString(dtype));
+    check(options.state == at::kFloat || dtype == at::kBFloat16,
+          "[adamw] {}: expected bfloat16, as the state is to be, got {}",
+          tensor.name,
+          c10::toString(dtype));
     auto master = tensor.parameter.detach();
     if (tensor.rows.defined()) {
       master = master.index_select(/*dim=*/0, tensor.rows);
     }
-    master = master.to(at::kFloat);
+    master = master.to(options.state);
     slots_.push_back({master, at::zeros_like(master), at::zeros_like(master)});
   }
 }
@@ -64,6 +72,35 @@ double AdamW::gradient_norm() const {
   return std::sqrt(squares);
 }
 
+void AdamW::step_wide(size_t index,
+                      const at::Tensor& gradient,
+                      double learning_rate,
+                      double factor) {
+  const auto& slot = slots_[index];
+  const auto rows = slot.master.size(0);
+  const auto piece =
+      std::max<int64_t>(1, kPiece / std::max<int64_t>(1, slot.master.numel() / rows));
+  const auto steps = at::full({}, static_cast<double>(steps_), slot.master.options());
+  for (int64_t start = 0; start < rows; start += piece) {
+    const auto n = std::min(piece, rows - start);
+    auto slope = gradient.narrow(/*dim=*/0, start, n).to(at::kFloat);
+    slope = factor == 1 ? slope : slope.mul(factor);
+    at::_fused_adamw_({slot.master.narrow(/*dim=*/0, start, n)},
+                      {slope},
+                      {slot.exp_avg.narrow(/*dim=*/0, start, n)},
+                      {slot.exp_avg_sq.narrow(/*dim=*/0, start, n)},
+                      /*max_exp_avg_sqs=*/{},
+                      {steps},
+                      learning_rate,
+                      options_.beta1,
+                      options_.beta2,
+                      trained_[index].decays ? options_.weight_decay : 0.0,
+                      options_.eps,
+                      /*amsgrad=*/false,
+                      /*maximize=*/false);
+  }
+}
+
 void AdamW::step(double learning_rate, double factor) {
   const at::NoGradGuard no_grad;
   ++steps_;
@@ -72,29 +109,18 @@ void AdamW::step(double learning_rate, double factor) {
     if (!gradient.defined()) {
       continue;
     }
-    const auto& slot = slots_[i];
-    const auto rows = slot.master.size(0);
-    const auto piece =
-        std::max<int64_t>(1, kPiece / std::max<int64_t>(1, slot.master.numel() / rows));
-    const auto steps = at::full({}, static_cast<double>(steps_), slot.master.options());
-    for (int64_t start = 0; start < rows; start += piece) {
-      const auto n = std::min(piece, rows - start);
-      const auto part = slot.master.narrow(/*dim=*/0, start, n);
-      auto slope = gradient.narrow(/*dim=*/0, start, n).to(at::kFloat);
-      slope = factor == 1 ? slope : slope.mul(factor);
-      at::_fused_adamw_({part},
-                        {slope},
-                        {slot.exp_avg.narrow(/*dim=*/0, start, n)},
-                        {slot.exp_avg_sq.narrow(/*dim=*/0, start, n)},
-                        /*max_exp_avg_sqs=*/{},
-                        {steps},
-                        learning_rate,
-                        options_.beta1,
-                        options_.beta2,
-                        trained_[i].decays ? options_.weight_decay : 0.0,
-                        options_.eps,
-                        /*amsgrad=*/false,
-                        /*maximize=*/false);
+    if (options_.state == at::kFloat) {
+      step_wide(i, gradient, learning_rate, factor);
+    } else {
+      step_rounded({slots_[i].master, slots_[i].exp_avg, slots_[i].exp_avg_sq, gradient},
+                   {.learning_rate = learning_rate,
+                    .beta1 = options_.beta1,
+                    .beta2 = options_.beta2,
+                    .eps = options_.eps,
+                    .weight_decay = trained_[i].decays ? options_.weight_decay : 0.0,
+                    .factor = factor,
+                    .step = steps_,
+                    .stream = static_cast<int64_t>(i)});
     }
     publish(i);
   }

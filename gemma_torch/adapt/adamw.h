@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <string>
 #include <vector>
 
@@ -21,13 +23,16 @@ struct AdamWOptions {
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.01;
+  /// Of moments and of what is stepped. float32: a bfloat16 parameter has a float32 master copy, of which it is the
+  /// rounded image. bfloat16: a bfloat16 parameter is stepped itself, see step_rounded().
+  at::ScalarType state = at::kFloat;
 };
 
-/// AdamW with decoupled weight decay, through PyTorch's fused kernel. Moments are float32; a parameter of another
-/// dtype has a float32 master copy, of which it is the rounded image.   Source: Loshchilov and Hutter 2019.
+/// AdamW with decoupled weight decay, in float32 through PyTorch's fused kernel.   Source: Loshchilov and Hutter 2019.
 class AdamW {
  public:
-  /// Throws: Error for no tensor, a beta outside [0, 1), an eps or weight_decay below 0, another dtype.
+  /// Throws: Error for no tensor, a beta outside [0, 1), an eps or weight_decay below 0, another
+  /// dtype, a float32 parameter with a bfloat16 state.
   AdamW(std::vector<TrainedTensor> trained, const AdamWOptions& options);
 
   /// Euclidean norm of all gradients together; one that is not there counts as zero.
@@ -38,7 +43,8 @@ class AdamW {
 
   void clear_gradients();
 
-  /// Master copies (parameters where there are none), moments, rows and the number of steps, by name: they share memory.
+  /// Master copies (parameters where there are none), moments, rows and the number of steps, by
+  /// name: they share memory.
   TensorMap state() const;
   /// Takes over such a state, parameters too. Throws: Error naming the tensor that is missing, left over, or of
   /// another shape or dtype, or of other rows.
@@ -49,12 +55,13 @@ class AdamW {
 
  private:
   struct Slot {
-    at::Tensor master;  // (the parameter itself where it is float32 and whole)
+    at::Tensor master;  // (the parameter itself where it is whole and of the state's dtype)
     at::Tensor exp_avg, exp_avg_sq;
   };
 
   at::Tensor gradient_of(const TrainedTensor& tensor) const;  // undefined: none yet
-  void publish(size_t index);                                 // master -> parameter
+  void step_wide(size_t index, const at::Tensor& gradient, double learning_rate, double factor);
+  void publish(size_t index);  // master -> parameter
 
   std::vector<TrainedTensor> trained_;
   std::vector<Slot> slots_;
@@ -64,8 +71,9 @@ class AdamW {
 
 enum class Schedule { kConstant, kLinear, kCosine };
 
-/// Factor of the learning rate for optimiser step `step` (from 0) of `total`: from 0 up in `warmup` steps, then constant,
-/// or down to 0 along a line or half a cosine, as in transformers' get_{linear,cosine}_schedule_with_warmup.
+/// Factor of the learning rate for optimiser step `step` (from 0) of `total`: from 0 up in `warmup`
+/// steps, then constant, or down to 0 along a line or half a cosine, as in transformers'
+/// get_{linear,cosine}_schedule_with_warmup.
 double schedule_factor(Schedule schedule, int64_t step, int64_t warmup, int64_t total);
 
 }  // namespace gemma_torch

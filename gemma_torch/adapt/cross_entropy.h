@@ -17,12 +17,13 @@ struct HeadGradient {
 
 /// Cross-entropy of an output head and its gradient, a few rows of logits at a time: the (N, V) logits never exist
 /// together. Logits are rounded to the dtype of the weights, as the model's own; all else is in float32.
-/// Shapes:  hidden (N, E), weight (V, E), targets (N) int64.   Units: `factor` multiplies gradients, not the loss.
-/// In bfloat16 on the CPU, tokens that have together at most 2^-9 of a row's probability are left out of the gradient of
-/// hidden, and the others summed in float32: on real text that takes half as much from it as rounding gradients to
-/// bfloat16 does, and a quarter of the full product's time. Where more than an eighth of all tokens matter, the full
-/// product is made.
-/// Takes 192 MiB beside its inputs, or what one row of logits takes. Records nothing for autograd.
+/// Shapes:  hidden (N, E), weight (V, E), targets (N) int64.   Units: `factor` multiplies gradients,
+/// not the loss. In bfloat16 on the CPU, tokens that have together at most 2^-9 of a row's
+/// probability are left out of the gradient of hidden, and the others summed in float32: on real
+/// text that takes half as much from it as rounding gradients to bfloat16 does, and a quarter of
+/// the full product's time. Where more than an eighth of all tokens matter, the full product is
+/// made. Takes 192 MiB beside its inputs, or what one row of logits takes. Records nothing for
+/// autograd.
 /// Throws: Error if shapes or dtypes do not fit, or a target is no row of the weight.
 HeadGradient cross_entropy(const at::Tensor& hidden,
                            const at::Tensor& weight,

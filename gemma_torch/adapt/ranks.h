@@ -42,7 +42,8 @@ class Ranks {
   void broadcast(const at::Tensor& tensor) const;
   /// Every rank's text, by rank.
   std::vector<std::string> gather(const std::string& own) const;
-  /// Whether all ranks make this call within so many seconds. May be made while others wait in another one; never throws.
+  /// Whether all ranks make this call within so many seconds. May be made while others wait in
+  /// another one; never throws.
   bool all_here(double seconds) const;
 
  private:

@@ -8,7 +8,8 @@
 
 namespace gemma_torch {
 
-/// The ids that stand in some example, (S) int64, ascending. Encodes every example once more; `on_progress` counts them.
+/// The ids that stand in some example, (S) int64, ascending. Encodes every example once more;
+/// `on_progress` counts them.
 at::Tensor ids_seen(const TrainingData& data, const ReadProgress& on_progress = {});
 
 /// Of a tied embedding that `trained` holds whole, trains `rows` (S) int64 alone: they get their full gradient, from

@@ -59,12 +59,14 @@ class Trainer {
           std::vector<TrainedTensor> trained,
           const TrainerOptions& options);
 
-  /// From here on every step is taken with other ranks, which are as many as the batches are dealt to: each runs its own
-  /// batches, and all step along the sum of their gradients. Begins from rank 0's state. Dropout differs between ranks.
+  /// From here on every step is taken with other ranks, which are as many as the batches are dealt
+  /// to: each runs its own batches, and all step along the sum of their gradients. Begins from rank
+  /// 0's state. Dropout differs between ranks.
   void join(const Ranks& ranks);
 
   /// One optimiser step over options.accumulate batches: the mean loss over all their targets together.
-  /// Throws: Error on all ranks alike, before any parameter changes, if loss or gradient are not finite, naming the step and lines.
+  /// Throws: Error on all ranks alike, before any parameter changes, if loss or gradient are not
+  /// finite, naming the step and lines.
   StepReport step();
 
   bool done() const { return optimizer_.steps() >= options_.steps; }

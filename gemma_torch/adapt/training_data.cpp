@@ -135,6 +135,7 @@ void TrainingData::add(std::string_view line, int64_t offset, int64_t number) {
   }
   lines_.push_back(
       {offset, number, static_cast<int32_t>(line.size()), static_cast<int32_t>(tokens)});
+  fingerprint_.add(line);
   tokens_ += tokens;
   targets_ += targets;
   longest_ = std::max(longest_, tokens);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gemma_torch/adapt/training_example.h"
+#include "gemma_torch/base/fingerprint.h"
 
 namespace gemma_torch {
 
@@ -45,6 +46,9 @@ class TrainingData {
   int64_t truncated() const { return truncated_; }  // examples that lost their end
   int64_t left_out() const { return left_out_; }    // lines that lost all their targets, not served
 
+  /// Of all lines that are served.
+  std::string fingerprint() const { return fingerprint_.hex(); }
+
   const std::string& path() const { return path_; }
   const ExampleOptions& options() const { return options_; }
 
@@ -80,6 +84,7 @@ class TrainingData {
   FileState opened_;
   std::vector<Line> lines_;
   int64_t tokens_ = 0, targets_ = 0, longest_ = 0, truncated_ = 0, left_out_ = 0;
+  Fingerprint fingerprint_;
 };
 
 }  // namespace gemma_torch

@@ -90,6 +90,7 @@ void check_gemm(const Subject& s);
 void check_rows(const Subject& s);
 void check_training(const Subject& s);
 void check_training_head(const Subject& s);
+void check_training_adamw(const Subject& s);
 void check_attention(const Subject& s);
 void check_tiles(const Subject& s);
 void check_head(const Subject& s);

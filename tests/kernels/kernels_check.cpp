@@ -1,6 +1,7 @@
 // kernels_check [--small] [isa ..]: every kernel of the fused engine and of training, on every
-// instruction set of this machine or on those named, against the generic kernels and against plain sums in float64;
-// the encoder of lossless cells; and the team of threads. Exit code 1 if a check fails, 2 if an instruction set is not there.
+// instruction set of this machine or on those named, against the generic kernels and against plain
+// sums in float64; the encoder of lossless cells; and the team of threads. Exit code 1 if a check
+// fails, 2 if an instruction set is not there.
 
 #include <algorithm>
 #include <cstdio>
@@ -21,6 +22,7 @@ void check_all(const Subject& s) {
   check_rows(s);
   check_training(s);
   check_training_head(s);
+  check_training_adamw(s);
   check_attention(s);
   check_head(s);
   check_panels(s);

@@ -92,6 +92,7 @@ template <typename V> GEMMA_TORCH_INLINE auto operator*(const Pair<V>& a, const 
 template <typename V> GEMMA_TORCH_INLINE auto operator/(const Pair<V>& a, const Pair<V>& b) { return Pair{a.lo / b.lo, a.hi / b.hi}; }
 template <typename V> GEMMA_TORCH_INLINE auto operator&(const Pair<V>& a, const Pair<V>& b) { return Pair{a.lo & b.lo, a.hi & b.hi}; }
 template <typename V> GEMMA_TORCH_INLINE auto operator|(const Pair<V>& a, const Pair<V>& b) { return Pair{a.lo | b.lo, a.hi | b.hi}; }
+template <typename V> GEMMA_TORCH_INLINE auto operator^(const Pair<V>& a, const Pair<V>& b) { return Pair{a.lo ^ b.lo, a.hi ^ b.hi}; }
 template <typename V> GEMMA_TORCH_INLINE auto operator>(const Pair<V>& a, const Pair<V>& b) { return Pair{a.lo > b.lo, a.hi > b.hi}; }
 template <typename V, Number S> GEMMA_TORCH_INLINE auto operator+(const Pair<V>& a, S s) { return Pair{a.lo + s, a.hi + s}; }
 template <typename V, Number S> GEMMA_TORCH_INLINE auto operator-(const Pair<V>& a, S s) { return Pair{a.lo - s, a.hi - s}; }
@@ -278,6 +279,20 @@ GEMMA_TORCH_INLINE PartF fma(const PartF& a, const PartF& b, const PartF& c) {
 template <typename V>
 GEMMA_TORCH_INLINE Pair<V> fma(const Pair<V>& a, const Pair<V>& b, const Pair<V>& c) {
   return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
+
+GEMMA_TORCH_INLINE PartF sqrt(const PartF& x) {
+#if defined(__AVX512F__)
+  return std::bit_cast<PartF>(_mm512_sqrt_ps(std::bit_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return std::bit_cast<PartF>(_mm256_sqrt_ps(std::bit_cast<__m256>(x)));
+#else
+  return PartF{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])};
+#endif
+}
+template <typename V>
+GEMMA_TORCH_INLINE Pair<V> sqrt(const Pair<V>& x) {
+  return {sqrt(x.lo), sqrt(x.hi)};
 }
 
 template <typename V>

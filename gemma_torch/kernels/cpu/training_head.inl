@@ -41,7 +41,8 @@ float likely_limit(const RowSums& sums) {
   return std::min(RowSums::lower_end(bin), 1.0F);
 }
 
-// Appends to `kept` those of sixteen numbers from token `first` on that are at least `limit`. Writes all sixteen places.
+// Appends to `kept` those of sixteen numbers from token `first` on that are at least `limit`.
+// Writes all sixteen places.
 GEMMA_TORCH_INLINE void append(const F& e, float limit, int64_t first, KeptTokens& kept) {
   int32_t* tokens = kept.tokens + kept.count;
   float* slopes = kept.slopes + kept.count;

@@ -66,11 +66,38 @@ struct HeadTraining {
   void (*product)(KeptTokens* kept, int64_t rows, const Product& of);
 };
 
+/// One AdamW step of numbers that are kept in bfloat16 alone, as are their moments. All is computed
+/// in float32 and rounded by chance, up or down so that the mean is the float32 number: rounded to
+/// the nearest, a weight would not move by less than 2^-9 of itself, nor a second moment decay by a
+/// thousandth.
+template <typename G>
+struct RoundedAdamW {
+  Bf16* parameter;
+  Bf16* exp_avg;
+  Bf16* exp_avg_sq;
+  const G* gradient;
+};
+struct AdamWFactors {
+  float gradient;      // what gradients are multiplied by
+  float beta1, beta2;  // share of the old moments
+  float keep;          // 1 - learning rate * weight decay
+  float rate;          // learning rate / (1 - beta1^step)
+  float root;          // 1 / sqrt(1 - beta2^step)
+  float eps;
+  uint32_t seed;  // of the chance: number i of a tensor draws from hash(seed + i)
+};
+struct OptimizerTraining {
+  /// Of the n numbers from number `first` of a tensor on.
+  void (*f32)(const RoundedAdamW<float>& of, int64_t first, int64_t n, const AdamWFactors& factors);
+  void (*bf16)(const RoundedAdamW<Bf16>& of, int64_t first, int64_t n, const AdamWFactors& factors);
+};
+
 struct TrainingKernels {
   Isa isa;
   RowTraining<float> f32;
   RowTraining<Bf16> bf16;
   HeadTraining head;
+  OptimizerTraining adamw;  // by the type of gradients
 };
 
 /// Those of one instruction set, or of the next narrower one that there are any for. The caller sees to it that

@@ -187,6 +187,7 @@ double cross_entropy(T* logits, int64_t n, int64_t target, float factor) {
   return loss;
 }
 
+#include "gemma_torch/kernels/cpu/training_adamw.inl"
 #include "gemma_torch/kernels/cpu/training_head.inl"
 
 template <typename T>
@@ -201,6 +202,10 @@ constexpr RowTraining<T> kRows = {.rms_norm_backward = rms_norm_backward<T>,
 
 extern const TrainingKernels kTrainingKernels;
 const TrainingKernels kTrainingKernels = {
-    GEMMA_TORCH_ISA_VALUE, kRows<float>, kRows<Bf16>, {keep_tokens, kept_product}};
+    GEMMA_TORCH_ISA_VALUE,
+    kRows<float>,
+    kRows<Bf16>,
+    {keep_tokens, kept_product},
+    {rounded_adamw<float>, rounded_adamw<Bf16>}};
 
 }  // namespace gemma_torch::kernels::GEMMA_TORCH_ISA
