@@ -20,6 +20,16 @@ constexpr int64_t kPiece = int64_t{4} << 20;  // numbers whose gradients are wid
 constexpr char kSteps[] = "steps";
 constexpr char kRows[] = ".rows";
 
+// visit(first row, rows) of a few rows at a time: what is widened meanwhile stays small.
+template <typename Visit>
+void by_rows(const at::Tensor& x, const Visit& visit) {
+  const auto rows = x.size(0);
+  const auto piece = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, x.numel() / rows));
+  for (int64_t start = 0; start < rows; start += piece) {
+    visit(start, std::min(piece, rows - start));
+  }
+}
+
 }  // namespace
 
 AdamW::AdamW(std::vector<TrainedTensor> trained, const AdamWOptions& options)
@@ -65,8 +75,11 @@ double AdamW::gradient_norm() const {
   for (const auto& tensor : trained_) {
     const auto gradient = gradient_of(tensor);
     if (gradient.defined()) {
-      const auto norm = gradient.norm(/*p=*/2, at::kFloat).item<double>();
-      squares += norm * norm;
+      by_rows(gradient, [&](int64_t start, int64_t n) {
+        const auto part = gradient.narrow(/*dim=*/0, start, n);
+        const auto norm = part.norm(/*p=*/2, at::kFloat).item<double>();
+        squares += norm * norm;
+      });
     }
   }
   return std::sqrt(squares);
@@ -77,12 +90,8 @@ void AdamW::step_wide(size_t index,
                       double learning_rate,
                       double factor) {
   const auto& slot = slots_[index];
-  const auto rows = slot.master.size(0);
-  const auto piece =
-      std::max<int64_t>(1, kPiece / std::max<int64_t>(1, slot.master.numel() / rows));
   const auto steps = at::full({}, static_cast<double>(steps_), slot.master.options());
-  for (int64_t start = 0; start < rows; start += piece) {
-    const auto n = std::min(piece, rows - start);
+  by_rows(slot.master, [&](int64_t start, int64_t n) {
     auto slope = gradient.narrow(/*dim=*/0, start, n).to(at::kFloat);
     slope = factor == 1 ? slope : slope.mul(factor);
     at::_fused_adamw_({slot.master.narrow(/*dim=*/0, start, n)},
@@ -98,7 +107,7 @@ void AdamW::step_wide(size_t index,
                       options_.eps,
                       /*amsgrad=*/false,
                       /*maximize=*/false);
-  }
+  });
 }
 
 void AdamW::step(double learning_rate, double factor) {
