@@ -110,6 +110,32 @@ void check_neighbours(const Subject& s, const char* type) {
   });
 }
 
+// Where nothing but the rounding happens, what carries is the hash of the number's place, on every instruction set.
+void check_chance(const Subject& s) {
+  s.report.check(s.name("adamw, the chance is a hash of the place"), [&](Check& check) {
+    auto by = kBy;
+    by.keep = 1.0F + 0x1p-10F;  // times a bfloat16, exact in float32
+    by.eps = 1;
+    constexpr int64_t kFirst = 1000, kCount = 777;
+    auto of = drawn<Bf16>(kFirst + kCount);
+    std::fill(of.gradient.begin(), of.gradient.end(), Bf16{});
+    std::fill(of.exp_avg.begin(), of.exp_avg.end(), Bf16{});
+    const auto before = of.parameter;
+    run(s, of, kFirst, kCount, by);
+    for (int64_t i = 0; i < kFirst + kCount; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const float exact = to_float(before[at]) * by.keep;
+      uint32_t x = by.seed + static_cast<uint32_t>(i), bits = 0;
+      x = (x ^ (x >> 16)) * 0x7feb352dU;
+      x = (x ^ (x >> 15)) * 0x846ca68bU;
+      x ^= x >> 16;
+      std::memcpy(&bits, &exact, sizeof bits);
+      const auto want = static_cast<uint16_t>((bits + (x >> 16)) >> 16);
+      check.that(of.parameter[at].bits == (i < kFirst ? before[at].bits : want));
+    }
+  });
+}
+
 // One number, many times: the mean of what it is rounded to is the number itself.
 void check_mean(const Subject& s) {
   s.report.check(s.name("adamw, right in the mean"), [&](Check& check) {
@@ -150,6 +176,7 @@ void check_mean(const Subject& s) {
 void check_training_adamw(const Subject& s) {
   check_neighbours<float>(s, " of float32");
   check_neighbours<Bf16>(s, " of bfloat16");
+  check_chance(s);
   check_mean(s);
 }
 
