@@ -14,7 +14,7 @@ constexpr AdamWFactors kBy = {.gradient = 0.5F,
                               .keep = 0.998F,
                               .rate = 0.02F,
                               .root = 3.0F,
-                              .eps = 1e-8F,
+                              .eps = 0.05F,
                               .seed = 12345};
 
 template <typename G>
