@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/tensor.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -163,8 +164,11 @@ CaptureReport capture(Gemma3Model model,
                       const Prompts& prompts,
                       const CaptureOptions& options,
                       const std::string& path) {
-  const at::NoGradGuard no_grad;
   const auto dtype = model->tok_emb->weight.scalar_type();
+  // In bfloat16 as the eager engine runs, with its kernels for norms and angles. In float32 the modules' own operations,
+  // which are transformers' bit for bit.
+  const c10::InferenceMode inference(dtype == c10::kBFloat16);
+  const at::NoGradGuard no_grad;  // which InferenceMode(false) has lifted
   const Plan plan{match_sites(options.sites, model->cfg.n_layers),
                   options.save_dtype.value_or(dtype),
                   options.numbered};
