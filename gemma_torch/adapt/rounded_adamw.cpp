@@ -8,6 +8,7 @@
 
 #include "gemma_torch/adapt/training_ops.h"
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/mix.h"
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/kernels/cpu/training_kernels.h"
 
@@ -18,13 +19,8 @@ constexpr int64_t kPiece = int64_t{4} << 20;  // numbers that are widened at a t
 constexpr int64_t kShare = int64_t{1} << 16;  // least numbers of a thread
 constexpr int64_t kLow32 = 0xffffffff;
 
-// The last step of SplitMix64, which leaves no trace of how its inputs are alike.
 uint32_t seed_of(const RoundedStep& step) {
-  auto x =
-      static_cast<uint64_t>(step.step) * 0x9e3779b97f4a7c15U + static_cast<uint64_t>(step.stream);
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-  return static_cast<uint32_t>(x ^ (x >> 31));
+  return static_cast<uint32_t>(mix(static_cast<uint64_t>(step.step - 1) * kMixStep, step.stream));
 }
 
 kernels::AdamWFactors factors_of(const RoundedStep& step) {

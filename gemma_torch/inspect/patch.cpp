@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/mix.h"
 
 namespace gemma_torch {
 namespace {
@@ -114,14 +115,6 @@ at::Tensor cut(at::Tensor x, const Part& part, const Axes& axes) {
     narrow(Axes::kChannels, part.channels->first, part.channels->second - part.channels->first + 1);
   }
   return x;
-}
-
-// splitmix64: neighbouring seeds, layers and positions give unrelated generators.
-uint64_t mix(uint64_t state, int64_t more) {
-  state += 0x9e3779b97f4a7c15U + static_cast<uint64_t>(more);
-  state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9U;
-  state = (state ^ (state >> 27)) * 0x94d049bb133111ebU;
-  return state ^ (state >> 31);
 }
 
 // Noise like `part`, whose tokens stand at `positions`: the same in each row, and of every position

@@ -84,6 +84,22 @@ struct Subject {
 // more.
 constexpr double kSum = 1e-6;
 
+// A number of either type as float64, and the nearest one of a type.
+inline double value(float x) {
+  return x;
+}
+inline double value(Bf16 x) {
+  return to_float(x);
+}
+template <typename T>
+T narrow(double x) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return static_cast<float>(x);
+  } else {
+    return to_bf16(static_cast<float>(x));
+  }
+}
+
 void check_products(const Subject& s);
 void check_panels(const Subject& s);
 void check_gemm(const Subject& s);

@@ -32,21 +32,6 @@ const RowTraining<T>& rows_of(const Subject& s) {
 template <typename T>
 constexpr double kRounding = sizeof(T) == sizeof(float) ? 0 : 1.0 / 256;
 
-double value(float x) {
-  return x;
-}
-double value(Bf16 x) {
-  return to_float(x);
-}
-template <typename T>
-T narrow(double x) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return static_cast<float>(x);
-  } else {
-    return to_bf16(static_cast<float>(x));
-  }
-}
-
 template <typename T>
 std::vector<T> normals(Random& random, int64_t n, float scale = 1) {
   std::vector<T> x;

@@ -30,21 +30,6 @@ struct Tensors {
 };
 
 template <typename G>
-G narrow(float x) {
-  if constexpr (sizeof(G) == sizeof(float)) {
-    return x;
-  } else {
-    return to_bf16(x);
-  }
-}
-double value(float x) {
-  return x;
-}
-double value(Bf16 x) {
-  return to_float(x);
-}
-
-template <typename G>
 Tensors<G> drawn(int64_t n) {
   Random random(static_cast<uint64_t>(n));
   Tensors<G> all;

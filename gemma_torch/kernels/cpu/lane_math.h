@@ -8,6 +8,20 @@
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {
 
+GEMMA_TORCH_INLINE PartF sqrt(const PartF& x) {
+#if defined(__AVX512F__)
+  return std::bit_cast<PartF>(_mm512_sqrt_ps(std::bit_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return std::bit_cast<PartF>(_mm256_sqrt_ps(std::bit_cast<__m256>(x)));
+#else
+  return PartF{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])};
+#endif
+}
+template <typename V>
+GEMMA_TORCH_INLINE Pair<V> sqrt(const Pair<V>& x) {
+  return {sqrt(x.lo), sqrt(x.hi)};
+}
+
 // e^x to about 2 units in the last place: x = n ln 2 + r, and a polynomial for e^r, |r| <= 0.35. Below -87 it is 0 or
 // nearly, above 88 the largest power of two.
 GEMMA_TORCH_INLINE F exp(F x) {

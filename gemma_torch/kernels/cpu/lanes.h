@@ -281,20 +281,6 @@ GEMMA_TORCH_INLINE Pair<V> fma(const Pair<V>& a, const Pair<V>& b, const Pair<V>
   return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
 }
 
-GEMMA_TORCH_INLINE PartF sqrt(const PartF& x) {
-#if defined(__AVX512F__)
-  return std::bit_cast<PartF>(_mm512_sqrt_ps(std::bit_cast<__m512>(x)));
-#elif defined(__AVX2__)
-  return std::bit_cast<PartF>(_mm256_sqrt_ps(std::bit_cast<__m256>(x)));
-#else
-  return PartF{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])};
-#endif
-}
-template <typename V>
-GEMMA_TORCH_INLINE Pair<V> sqrt(const Pair<V>& x) {
-  return {sqrt(x.lo), sqrt(x.hi)};
-}
-
 template <typename V>
 GEMMA_TORCH_INLINE V max(const V& a, const V& b) {
   return select(a > b, a, b);
