@@ -16,6 +16,7 @@ struct BenchFlags {
   std::string output = "md";
   bool json = false;
   bool grid = false;
+  TextOptions text;
   std::string small_model, svg;
 };
 
@@ -46,6 +47,9 @@ void run_bench(BenchFlags flags) {
   flags.model.threads = static_cast<int>(tests[0].n_threads);
   const auto loaded = load(flags.model);
   const auto device = loaded.model->tok_emb->weight.device();
+  if (flags.text.file || flags.text.ids) {
+    flags.how.ids = read_ids(flags.text, loaded.tokenizer);
+  }
   BenchRunner runner(loaded, flags.model, tests, flags.how);
   writer.begin(tests, flags.how.hash);
   Progress progress("test");
@@ -138,6 +142,10 @@ void add_bench(CLI::App& app) {
   command->add_option("-o,--output", flags->output, "md, json, jsonl or csv")
       ->take_last()
       ->capture_default_str();
+  command->add_option("-f,--file",
+                      flags->text.file,
+                      "a text to read for depths and prompts [any tokens, the same each time]");
+  command->add_option("--ids", flags->text.ids, "token ids to read instead");
   command->add_flag("--json", flags->json, "the same as -o json");
   command->add_flag(
       "--grid",
@@ -149,6 +157,8 @@ void add_bench(CLI::App& app) {
   command->add_option("--svg", flags->svg, "a chart of --grid");
   command->callback([flags, command] {
     if (flags->grid) {
+      check(!flags->text.file && !flags->text.ids,
+            "[bench] -f and --ids: expected no --grid beside them");
       run_grid_of(*flags, command->count("--n-gen") > 0);
     } else {
       check(flags->svg.empty() && flags->small_model.empty(),

@@ -183,6 +183,7 @@ nlohmann::ordered_json make_record(const BenchTest& test,
   record["quant"] = result.engine.quant();
   record["n_sequences"] = test.n_sequences;
   record["top_k"] = test.top_k;
+  record["tokens"] = result.any_tokens ? "any" : "text";
   add_bandwidth(record, test, result, rate.median, roofline);
   record["time_to_first_token_ms"] = spread(result.first_token_seconds).median * 1e3;
   record["peak_memory_bytes"] = result.peak_memory;

@@ -21,11 +21,17 @@ int64_t tokens_needed(const BenchTest& test) {
   return test.n_depth + test.n_prompt + test.n_gen;
 }
 
+// A generation starts from a token of its own.
+int64_t tokens_read(const BenchTest& test) {
+  return test.n_depth + test.n_prompt + (test.n_gen > 0 ? 1 : 0);
+}
+
 bool same_engine(const BenchTest& a, const BenchTest& b) {
   return a.n_threads == b.n_threads && a.n_ubatch == b.n_ubatch && a.n_sequences == b.n_sequences;
 }
 
-// Any tokens do: a dense model takes the same time for all. Fixed, so that runs are alike.
+// A dense model takes the same time for all tokens, but for the choice among the k most likely: after tokens that are no
+// text, many more of them are about as likely. Fixed, so that runs are alike.
 at::Tensor some_ids(int64_t rows, int64_t count, int64_t vocab_size) {
   std::mt19937_64 random(1);
   auto ids = at::empty({rows, count}, at::kLong);
@@ -57,6 +63,12 @@ BenchRunner::BenchRunner(const Pretrained& loaded,
           tokens_needed(test),
           test_name(test),
           options_.ctx);
+    const auto given = static_cast<int64_t>(how_.ids.size());
+    check(given == 0 || tokens_read(test) <= given,
+          "[bench] text: expected at least {} tokens for {}, got {}",
+          tokens_read(test),
+          test_name(test),
+          given);
   }
 }
 
@@ -94,6 +106,7 @@ BenchResult BenchRunner::run(const BenchTest& test, const std::function<void()>&
   const auto middle = test.n_depth + (test.n_gen + 1) / 2;  // of the generation
   result.engine = engine_->report(middle);
   result.peak_memory = peak_memory_bytes();
+  result.any_tokens = how_.ids.empty();
   return result;
 }
 
@@ -122,8 +135,18 @@ int64_t BenchRunner::capacity_for(const BenchTest& test) const {
   return capacity;
 }
 
+// (B, count): every row reads the same text.
+at::Tensor BenchRunner::next_ids(int64_t count) {
+  if (how_.ids.empty()) {
+    return some_ids(engine_->batch(), count, engine_->vocab_size());
+  }
+  const auto row = at::from_blob(how_.ids.data() + taken_, {1, count}, at::kLong);
+  taken_ += count;
+  return row.expand({engine_->batch(), count}).contiguous();
+}
+
 void BenchRunner::read(int64_t count, int64_t piece) {
-  const auto ids = some_ids(engine_->batch(), count, engine_->vocab_size());
+  const auto ids = next_ids(count);
   for (int64_t start = 0; start < count; start += piece) {
     engine_->append(ids.narrow(/*dim=*/1, start, std::min(piece, count - start)));
   }
@@ -134,6 +157,7 @@ void BenchRunner::read(int64_t count, int64_t piece) {
 BenchRunner::Sample BenchRunner::once(const BenchTest& test) {
   const auto device = loaded_.model->tok_emb->weight.device();
   engine_->reset();
+  taken_ = 0;
   read(test.n_depth, test.n_batch);
   if (profiles_) {
     engine_->reset_profile();  // the depth does not count

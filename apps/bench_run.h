@@ -15,6 +15,8 @@ struct BenchHow {
   int repetitions = 5;
   bool profile = false;  // measure kernels too, in a run of their own
   bool hash = false;
+  std::vector<int64_t> ids =
+      {};  // the tokens that are read, depth first; none: any, the same each time
 };
 
 struct BenchResult {
@@ -25,12 +27,13 @@ struct BenchResult {
   std::optional<int64_t> peak_device_memory = {};  // bytes, of a CUDA device
   std::optional<uint64_t> hash;                    // of the full head's logits after the last token
   std::vector<KernelTime> kernels;                 // of one repetition
+  bool any_tokens = true;                          // what was read was no text
 };
 
 /// Runs tests on one model, and keeps the engine while the next test can use it.
 class BenchRunner {
  public:
-  /// `tests` are those to come. Throws: Error if one needs more than --ctx.
+  /// `tests` are those to come. Throws: Error if one needs more than --ctx, or more tokens than were given.
   BenchRunner(const Pretrained& loaded,
               ModelOptions options,
               std::vector<BenchTest> tests,
@@ -48,6 +51,7 @@ class BenchRunner {
 
   void prepare(const BenchTest& test, bool profile);
   Sample once(const BenchTest& test);
+  at::Tensor next_ids(int64_t count);
   void read(int64_t count, int64_t piece);
   int64_t capacity_for(const BenchTest& test) const;
 
@@ -58,6 +62,7 @@ class BenchRunner {
   std::unique_ptr<Engine> engine_;
   BenchTest made_for_;
   bool profiles_ = false;
+  int64_t taken_ = 0;  // of the ids given, since the engine began anew
 };
 
 }  // namespace gemma_torch::apps

@@ -39,7 +39,7 @@ LLAMA_BENCH_FIELDS = """build_commit build_number cpu_info gpu_info backends mod
     stddev_ts""".split()
 BENCH_SAMPLES = ["samples_ns", "samples_ts"]
 BENCH_FIELDS = """median_ts min_ts max_ts engine isa cached device dtype weights quant n_sequences top_k
-    bytes_per_token achieved_gb_s roofline_gb_s roofline_reading roofline_share roofline_exceeded
+    tokens bytes_per_token achieved_gb_s roofline_gb_s roofline_reading roofline_share roofline_exceeded
     time_to_first_token_ms peak_memory_bytes peak_device_memory_bytes logits_hash""".split()
 
 
@@ -580,6 +580,27 @@ class Bench(CliTest):
         self.assertEqual(hashes(*run), first)
         # However often it is run:
         self.assertEqual(hashes(*run, "-r", 3), first)
+
+    def test_a_text_is_read_depth_first(self):
+        def hashes(*more):
+            records = self.bench("--hash", "-r", 2, "-t", 1, "-p", 4, "-n", 0, *more)
+            self.assertEqual({r["tokens"] for r in records}, {"text" if "--ids" in more else "any"})
+            return [r["logits_hash"] for r in records]
+
+        ids = list(range(20, 29))
+        given = [",".join(map(str, some)) for some in (ids, ids[::-1], [0, 1] + ids[2:], ids[:4])]
+        plain, backwards, other_depth, short = (
+            hashes("--ids", text, *(() if text == given[3] else ("-d", 2))) for text in given
+        )
+        self.assertEqual(len({*plain, *backwards, *other_depth, *short, *hashes("-d", 2)}), 5)
+        # No more than is read counts.
+        self.assertEqual(hashes("--ids", "20,21,22,23,24,25", "-d", 2), plain)
+        self.assertIn(
+            "[bench] text: expected at least 7 tokens for tg2 @ d6, got 6",
+            self.refused("--ids", "20,21,22,23,24,25", "-p", 0, "-n", 2, "-d", 6),
+        )
+        self.assertIn("/nowhere", error("bench", *model("text"), "-f", "/nowhere"))
+        self.assertIn("--grid", self.refused("--grid", "--ids", "1,2"))
 
     def test_csv_jsonl_and_md(self):
         once = ("bench", *model("ids"), "-r", 1, "-t", 1)

@@ -125,21 +125,22 @@ int64_t FusedEngine::qkv_width() const {
   return (model_->cfg.n_heads + 2 * model_->cfg.n_kv_groups) * model_->cfg.head_dim;
 }
 
-void FusedEngine::fill_angles(const Pass& pass) {
+// Thread i's share of them. They are needed first after the first barrier.
+void FusedEngine::fill_angles(const Pass& pass, int i) {
   const auto half = model_->cfg.head_dim / 2;
-  team_.run([&](int i) {
-    const auto share = team_.share(pass.T, i);
-    for (int full = 0; full < 2; ++full) {
-      for (int64_t t = share.begin; t < share.end; ++t) {
-        for (int64_t j = 0; j < half; ++j) {
-          const float angle =
-              static_cast<float>(pass.position + t) * inv_freq_[full][static_cast<size_t>(j)];
-          buffers_->cos[full][static_cast<size_t>(t * half + j)] = std::cos(angle);
-          buffers_->sin[full][static_cast<size_t>(t * half + j)] = std::sin(angle);
-        }
-      }
+  const auto share = team_.share(2 * pass.T, i);
+  for (int64_t n = share.begin; n < share.end; ++n) {
+    const auto full = static_cast<size_t>(n / pass.T);
+    const auto t = n % pass.T;
+    float* const cos = buffers_->cos[full].data() + t * half;
+    float* const sin = buffers_->sin[full].data() + t * half;
+    for (int64_t j = 0; j < half; ++j) {
+      const float angle =
+          static_cast<float>(pass.position + t) * inv_freq_[full][static_cast<size_t>(j)];
+      cos[j] = std::cos(angle);
+      sin[j] = std::sin(angle);
     }
-  });
+  }
 }
 
 void FusedEngine::do_append(const int64_t* ids, int64_t total) {

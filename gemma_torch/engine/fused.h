@@ -55,7 +55,7 @@ class FusedEngine : public Engine {
 
   void ensure_current();
   void repack();
-  void fill_angles(const Pass& pass);
+  void fill_angles(const Pass& pass, int i);
   void embed(const Pass& pass, int64_t row, float* x) const;
   bool is_full(int64_t layer) const;
   int64_t qkv_width() const;

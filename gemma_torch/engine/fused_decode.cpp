@@ -50,8 +50,10 @@ void run(const kernels::FusedKernels& kernel,
 
 void FusedEngine::run_rows(const Pass& pass, float* hidden) {
   clock_.start();
-  fill_angles(pass);
-  team_.run([&](int i) { rows_worker(pass, hidden, i); });
+  team_.run([&](int i) {
+    fill_angles(pass, i);
+    rows_worker(pass, hidden, i);
+  });
 }
 
 void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
@@ -136,28 +138,26 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
   }
 }
 
-// A thread's share of the rows of queries, keys and values together.
+// A thread's share of the rows of queries, of keys and of values: of each, so that all threads read as many bytes,
+// whatever their formats, and take as much from each other.
 void FusedEngine::multiply_qkv(const LayerPack& layer, int64_t rows, Worker& worker, int i) {
-  auto& qkv = buffers_->qkv;
   const auto width = qkv_width();
-  const auto own = team_.share(width / kernels::kBlockRows, i);
-  for (int64_t r = 0; r < rows; ++r) {
-    std::fill(qkv.begin() + r * width + own.begin * kernels::kBlockRows,
-              qkv.begin() + r * width + own.end * kernels::kBlockRows,
-              0.0F);
-  }
   prepare(kernel_, layer.qkv[0], {0, 1}, worker.h.data(), rows, worker.quantized);
-  int64_t first = 0;
+  float* y = buffers_->qkv.data();
   for (const auto& w : layer.qkv) {
-    const Range blocks{std::clamp<int64_t>(own.begin - first, 0, w.blocks()),
-                       std::clamp<int64_t>(own.end - first, 0, w.blocks())};
+    const auto own = team_.share(w.blocks(), i);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::fill(y + r * width + own.begin * kernels::kBlockRows,
+                y + r * width + own.end * kernels::kBlockRows,
+                0.0F);
+    }
     kernel_.product(w,
                     {0, 1},
-                    blocks,
+                    {own.begin, own.end},
                     {rows, worker.h.data(), w.columns, worker.quantized.views()},
-                    qkv.data() + first * kernels::kBlockRows,
+                    y,
                     width);
-    first += w.blocks();
+    y += w.rows;
   }
 }
 

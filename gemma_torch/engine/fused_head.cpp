@@ -19,8 +19,9 @@ using kernels::Bf16;
 using kernels::kBlockRows;
 using kernels::Range;
 
-// Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
-constexpr int64_t kScanPart = 128;
+// Blocks that a thread takes at a time, and between two looks at their bounds: they fit the second cache, in which a
+// batch's other rows find them.
+constexpr int64_t kScanPart = 64;
 
 // Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
 // look at their bounds.
@@ -59,7 +60,8 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     auto& s = *top_;
     for (int64_t b = 0; b < batch(); ++b) {
       s.inputs.emplace_back(1, model_->cfg.emb_dim);
-      s.bounds.push_back({.x = s.inputs.back().views()[0]});
+      s.planes.emplace_back(static_cast<size_t>(2 * scan.plane_bytes()));
+      s.bounds.push_back({.x = s.inputs.back().views()[0], .planes = s.planes.back().data()});
       s.upper.emplace_back(static_cast<size_t>(scan.rows));
       s.block_upper.emplace_back(static_cast<size_t>(blocks));
     }
@@ -78,7 +80,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   auto& s = *top_;
   s.k = k;
   // More than k rows, so that the k-th best of them is seldom far from the k-th best of all.
-  s.likely_rows = static_cast<size_t>(k + 16);
+  s.likely_rows = static_cast<size_t>(k + k / 4 + 16);
   for (auto& of_rows : s.likely) {
     for (auto& best : of_rows) {
       best.restart(s.likely_rows);
@@ -86,19 +88,20 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   }
   for (auto& thread : s.threads) {
     thread.rows.resize(std::max(thread.rows.size(), s.likely_rows));
+    thread.likely.reserve(threads * s.likely_rows);
   }
-  s.first_scores.resize(threads * s.likely_rows);
+  s.first_scores.resize(s.likely_rows);
   s.merged.reserve(threads * (s.most_rows + s.likely_rows));
   return s;
 }
 
-// One thread's part of the scan, and the rows in it that look best.
+// One thread's part of the scan, whoever is free taking the next blocks, and the rows in it that look best.
 void FusedEngine::scan_share(int i) {
   auto& s = *top_;
   const auto head = pack_->scan();
-  const auto share = team_.share(head.rows / kBlockRows, i);
-  for (int64_t begin = share.begin; begin < share.end; begin += kScanPart) {
-    const Range part{begin, std::min(begin + kScanPart, share.end)};
+  const auto blocks = head.rows / kBlockRows;
+  for (auto begin = team_.claim() * kScanPart; begin < blocks; begin = team_.claim() * kScanPart) {
+    const Range part{begin, std::min(begin + kScanPart, blocks)};
     for (size_t b = 0; b < s.bounds.size(); ++b) {
       float* const upper = s.upper[b].data();
       float* const block_upper = s.block_upper[b].data();
@@ -116,7 +119,7 @@ void FusedEngine::scan_share(int i) {
   }
 }
 
-// One thread's part of the choice for row b of the batch: scores exactly what looked best in its share, agrees with the
+// One thread's part of the choice for row b of the batch: scores exactly a part of what looked best, agrees with the
 // others on what the k-th best must at least have, finds whatever may still reach that, then scores a part of what all
 // have found. False if that is too much.
 bool FusedEngine::score_share(size_t b, int i) {
@@ -134,15 +137,29 @@ bool FusedEngine::score_share(size_t b, int i) {
     }
   };
   own.scored.clear();
+  // Every thread finds the same rows, in the same order.
+  auto& likely = own.likely;
+  likely.clear();
+  for (const auto& of_rows : s.likely) {
+    likely.insert(likely.end(), of_rows[b].all().begin(), of_rows[b].all().end());
+  }
+  if (likely.size() > s.likely_rows) {
+    const auto last = likely.begin() + static_cast<int64_t>(s.likely_rows);
+    std::nth_element(likely.begin(), last, likely.end(), is_better);
+    likely.erase(last, likely.end());
+  }
+  const auto some = team_.share(static_cast<int64_t>(s.likely_rows), i);
   size_t count = 0;
-  for (const auto& likely : s.likely[static_cast<size_t>(i)][b].all()) {
-    own.rows[count++] = static_cast<int32_t>(likely.id);
-    upper[likely.id] = kNone;  // done with
+  for (auto n = some.begin; n < some.end; ++n) {
+    const auto at = static_cast<size_t>(n);
+    s.first_scores[at] = kNone;
+    if (at < likely.size()) {
+      own.rows[count++] = static_cast<int32_t>(likely[at].id);
+      upper[likely[at].id] = kNone;  // done with
+    }
   }
   score(own.rows.data(), count);
-  float* const mine = s.first_scores.data() + static_cast<size_t>(i) * s.likely_rows;
-  std::fill_n(mine, s.likely_rows, kNone);
-  std::copy(own.scores.begin(), own.scores.end(), mine);
+  std::copy(own.scores.begin(), own.scores.end(), s.first_scores.begin() + some.begin);
   team_.barrier();
   // Every thread finds the same bar.
   auto& sorted = own.scores;

@@ -162,7 +162,6 @@ void FusedEngine::Chunk<T>::fit(int64_t rows, int64_t keys, const Gemma3Config& 
 
 void FusedEngine::run_chunk(const Pass& pass, float* hidden) {
   clock_.start();
-  fill_angles(pass);
   const auto rows = pass.rows(batch());
   const auto go = [&](auto& chunk) {
     using C = std::decay_t<decltype(*chunk)>;
@@ -174,6 +173,7 @@ void FusedEngine::run_chunk(const Pass& pass, float* hidden) {
     chunk->fit(rows, keys, model_->cfg, team_.size());
     team_.run([&](int i) {
       kernel_.gemm.begin();
+      fill_angles(pass, i);
       chunk_worker(pass, hidden, *chunk, i);
       kernel_.gemm.end();
     });

@@ -38,6 +38,7 @@ class Best {
 struct FusedEngine::TopState {
   std::vector<QuantizedRows> inputs;            // (B)
   std::vector<kernels::ScanInput> bounds;       // (B)
+  std::vector<std::vector<int8_t>> planes;      // (B) of (2, plane_bytes)
   std::vector<std::vector<float>> permuted;     // (B) of (E), columns in the order of the scan
   std::vector<std::vector<float>> upper;        // (B) of (V)
   std::vector<std::vector<float>> block_upper;  // (B) of (V / 16)
@@ -45,15 +46,15 @@ struct FusedEngine::TopState {
   struct PerThread {
     std::vector<int32_t> blocks, rows;  // as long as they ever get; the first ones count
     std::vector<float> upper, scores;
-    std::vector<Candidate> scored;
+    std::vector<Candidate> likely, scored;
     size_t found = 0;  // rows of this thread's share that may be among the best
   };
   std::vector<PerThread> threads;
-  std::vector<float> first_scores;  // (threads, likely_rows)
+  std::vector<float> first_scores;  // (likely_rows)
   std::vector<Candidate> merged;
   size_t most_rows = 0;    // that may be found in one thread's share
   int64_t k = 0;           // of this call
-  size_t likely_rows = 0;  // of this call: rows that a thread scores first
+  size_t likely_rows = 0;  // of this call: rows that are scored first
 };
 
 }  // namespace gemma_torch

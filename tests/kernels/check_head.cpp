@@ -157,6 +157,7 @@ struct Input {
   std::vector<int16_t> pairs;
   std::vector<int32_t> sums;
   std::vector<float> scales;
+  std::vector<int8_t> planes;
   ScanInput in;
 
   Input(const FusedKernels& kernels, const HeadScan& head, const std::vector<float>& plain)
@@ -166,12 +167,21 @@ struct Input {
         pairs(x.size()),
         sums(x.size() / 32),
         scales(x.size() / 32),
-        in{.x = {high.data(), low.data(), pairs.data(), sums.data(), scales.data()}} {
+        planes(index(2 * head.plane_bytes())),
+        in{.x = {high.data(), low.data(), pairs.data(), sums.data(), scales.data()},
+           .planes = planes.data()} {
     for (size_t j = 0; j < x.size(); ++j) {
       x[j] = plain[index(head.order[j])];
     }
     kernels.quantize(x.data(), head.columns, in.x);
     bound_scan(head, x.data(), in);
+  }
+
+  /// Column j of x as `refine` takes it.
+  double plane(const HeadScan& head, int64_t j) const {
+    const int64_t n = j - kScanOutliers, byte = 4 + n / 4;
+    const int8_t* const at = in.planes + byte / 64 * 256 + n % 4 * 64 + byte % 64;
+    return (256.0 * at[0] + at[head.plane_bytes()]) * in.rest_unit;
   }
 };
 
@@ -223,6 +233,9 @@ void compare_scan(Check& check,
                   const Table& table,
                   const std::vector<float>& x) {
   const Input input(kernels, scan.head, x);
+  for (int64_t j = kScanOutliers; j < table.columns; ++j) {
+    check.near(input.plane(scan.head, j), input.x[index(j)], 0.506 * input.in.rest_unit + 1e-30);
+  }
   const int64_t blocks = scan.head.rows / 16;
   std::vector<float> upper(index(scan.head.rows), NAN), block_upper(index(blocks), NAN);
   const int64_t half = blocks / 2;  // in two parts, as threads have it
@@ -253,9 +266,9 @@ void compare_scan(Check& check,
   for (size_t i = 0; i < some.size(); ++i) {
     const auto row = decode(scan.head, some[i]);
     const double before = upper[index(some[i])], less = row.nearer * input.in.rest_norm;
-    double value = 0, size = 0;
-    for (int64_t j = 0; j < table.columns; ++j) {
-      value += row.residual[index(j)] * input.x[index(j)];
+    double value = -row.step * input.in.middle, size = 0;
+    for (int64_t j = kScanOutliers; j < table.columns; ++j) {
+      value += (row.residual[index(j)] + 1.5 * row.step) * input.plane(scan.head, j);
       size += row.step * std::fabs(input.x[index(j)]);
     }
     const double sizes = std::fabs(before) + less + std::fabs(value);

@@ -64,17 +64,6 @@ GEMMA_TORCH_INLINE F pick(const F& table, const U& index) {
 #endif
 }
 
-// The lowest byte of each.
-GEMMA_TORCH_INLINE void store_bytes(uint8_t* p, const PartU& x) {
-  using Narrow = uint8_t __attribute__((vector_size(kPartLanes)));
-  store_as(p, __builtin_convertvector(x, Narrow));
-}
-template <typename V>
-GEMMA_TORCH_INLINE void store_bytes(uint8_t* p, const Pair<V>& x) {
-  store_bytes(p, x.lo);
-  store_bytes(p + sizeof(V) / 4, x.hi);
-}
-
 struct Levels {
   F level;  // kLevels, less 127
   F bar;    // halfway from the level before; the first is not used
@@ -143,7 +132,6 @@ GEMMA_TORCH_INLINE uint32_t two_bit_word(const U& codes) {
 // Each gives the squares of the decoded numbers.
 
 GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& out) {
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
   const F v[2] = {load(x), load(x + 16)};
   const float most = largest(max(absolute(v[0]), absolute(v[1])));
   out.footer[0] = bf16_up(most / 127.0F);
@@ -151,12 +139,12 @@ GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& 
   const float inverse = scale > 0 ? 1.0F / scale : 0.0F;
   F errors = {}, squares = {};
   unrolled<2>([&](auto half) {
-    const F shifted = min(max(v[half] * inverse, splat(-127.0F)), splat(127.0F)) + magic;
-    const F value = (shifted - magic) * scale;
+    const I code = nearest_whole(min(max(v[half] * inverse, splat(-127.0F)), splat(127.0F)));
+    const F value = to_floats(code) * scale;
     const F error = v[half] - value;
     errors = fma(error, error, errors);
     squares = fma(value, value, squares);
-    store_bytes(out.outliers + 16 * half, as_bits(shifted) - as_bits(magic) + 128U);
+    store_bytes(out.outliers + 16 * half, as_bits(code) + 128U);
   });
   out.footer[2] = bf16_up(root_up(sum(errors), columns, most));
   return squares;
@@ -216,11 +204,10 @@ GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, float m
   const float inverse = step > 0 ? 1.0F / step : 0.0F;
   F errors = {};
   for (int64_t j = 0; j < n; j += 16) {
-    const F magic = splat(12582912.0F);
-    const F shifted = min(max(load(x + j) * inverse + 1.5F, F{}), splat(3.0F)) + magic;
-    const F error = load(x + j) - (shifted - magic - splat(1.5F)) * step;
+    const I code = nearest_whole(min(max(load(x + j) * inverse + 1.5F, F{}), splat(3.0F)));
+    const F error = load(x + j) - (to_floats(code) - splat(1.5F)) * step;
     errors = fma(error, error, errors);
-    const uint32_t word = two_bit_word(as_bits(shifted) - as_bits(magic));
+    const uint32_t word = two_bit_word(as_bits(code));
     std::memcpy(out + 4 + j / 4, &word, sizeof word);
   }
   // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`.

@@ -23,21 +23,32 @@ GEMMA_TORCH_INLINE float dot_row(const Bf16* w, const float* x, int64_t columns)
 
 void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t count, const float* x,
               int64_t columns, float* y) {
-  constexpr int64_t kRowsAhead = 4;  // rows in any order: the next ones are asked for by hand
-  const auto ahead = [&](int64_t i) {
+  // Rows in any order: the next ones are asked for by hand, and the ends of later ones, because a row of a mapped file
+  // lies on small pages of its own, which take longer to look up than the row to read.
+  constexpr int64_t kRowsAhead = 4, kPagesAhead = 16;
+  const int64_t bytes = columns * 2;
+  const auto ask_for = [&](int64_t i, int64_t step) {
     const auto* p = reinterpret_cast<const char*>(table + ids[i] * columns);
-    for (int64_t b = 0; b < columns * 2; b += 64) {
+    for (int64_t b = 0; b < bytes; b += step) {
       prefetch_later(p + b);
     }
   };
-  for (int64_t i = 0; ids != nullptr && i < count && i < kRowsAhead; ++i) {
+  const auto ahead = [&](int64_t i) {
+    if (i + kPagesAhead < count) {
+      ask_for(i + kPagesAhead, bytes - 1);
+    }
+    if (i + kRowsAhead >= 0 && i + kRowsAhead < count) {
+      ask_for(i + kRowsAhead, 64);
+    }
+  };
+  for (int64_t i = -kPagesAhead; ids != nullptr && i < 0; ++i) {
     ahead(i);
   }
   for (int64_t i = 0; i < count; ++i) {
-    if (ids != nullptr && i + kRowsAhead < count) {
-      ahead(i + kRowsAhead);
-    } else if (ids == nullptr) {
-      prefetch_stream(reinterpret_cast<const uint8_t*>(table + (first + i) * columns), columns * 2);
+    if (ids != nullptr) {
+      ahead(i);
+    } else {
+      prefetch_stream(reinterpret_cast<const uint8_t*>(table + (first + i) * columns), bytes);
     }
     y[i] = dot_row(table + (ids != nullptr ? ids[i] : first + i) * columns, x, columns);
   }
@@ -77,17 +88,45 @@ void scan(const HeadScan& head, Range blocks, const ScanInput& in, float* upper,
   }
 }
 
-// Two bits for each lane, the first lane's lowest.
-GEMMA_TORCH_INLINE F two_bits(uint32_t word) {
-  static constexpr uint32_t kShifts[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-  return to_floats(build<I>([&](int lane) {
-    return std::bit_cast<PartI>(((PartU{} + word) >> load_as<PartU>(kShifts + lane)) & 3U);
-  }));
+// Bytes of a residual row, of which `left` are left, a multiple of 32; zeros past them.
+GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t left) {
+#if defined(__AVX512F__)
+  if (left < kWidth) {
+    return std::bit_cast<PartU>(_mm512_zextsi256_si512(load_as<__m256i>(p)));
+  }
+#endif
+  return load_as<PartU>(p);
+}
+
+// The sum over a residual row's numbers of bits * value, for the values of ScanInput::planes.
+GEMMA_TORCH_INLINE int32_t dot_two_bits(const uint8_t* row, int64_t stride, const int8_t* planes, int64_t low) {
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
+  using Four = Dot<31>;  // whose sums are complete after four steps, whatever the instruction set
+  Four dot;
+  for (int64_t i = 0; i < stride; i += kWidth) {
+    const PartU bytes = row_bytes(row + i, stride - i);
+    const int8_t* values = planes + i / 64 * 256 + i % 64;
+    unrolled<4>([&](auto s) __attribute__((always_inline)) {
+      const int8_t* at = values + 64 * s;
+      dot.add((bytes >> (2 * s)) & 0x03030303U, Four::lanes(at, at + low), s);
+    });
+  }
+  return whole_sum(dot.total(0, 0));
+#else
+  int32_t total = 0;
+  for (int64_t i = 0; i < stride; ++i) {
+    for (int s = 0; s < 4; ++s) {
+      const int8_t* at = planes + i / 64 * 256 + i % 64 + 64 * s;
+      total += (row[i] >> (2 * s) & 3) * (256 * at[0] + at[low]);
+    }
+  }
+  return total;
+#endif
 }
 
 void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
   constexpr int64_t kRowsAhead = 12;
-  const int64_t stride = head.residual_stride(), words = 2 * head.groups();
+  const int64_t stride = head.residual_stride(), low = head.plane_bytes();
   const auto ahead = [&](int64_t i) {
     for (int64_t b = 0; i < count && b < stride; b += 64) {
       prefetch_later(head.residuals + ids[i] * stride + b);
@@ -99,17 +138,11 @@ void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanI
   for (int64_t i = 0; i < count; ++i) {
     ahead(i + kRowsAhead);
     const uint8_t* p = head.residuals + ids[i] * stride;
-    F sums[2] = {};
-    for (int64_t w = 0; w < words; w += 2) {
-      for (int64_t n = 0; n < 2; ++n) {
-        const auto word = static_cast<uint32_t>(four_bytes(p + 4 + 4 * (w + n)));
-        sums[n] = fma(two_bits(word), load(in.rest + 16 * (w + n)), sums[n]);
-      }
-    }
     Bf16 parts[2];
     std::memcpy(parts, p, sizeof parts);
     const float step = widen(parts[0]), nearer = widen(parts[1]) * in.rest_norm;
-    const float value = step * (sum(sums[0] + sums[1]) - in.middle);
+    const auto bits = static_cast<float>(dot_two_bits(p, stride, in.planes, low));
+    const float value = step * (bits * in.rest_unit - in.middle);
     // A few roundings of numbers of these sizes.
     const float slack = step * in.step_slack + (std::fabs(upper[i]) + nearer + std::fabs(value)) * 0x1p-21F;
     upper[i] = upper[i] - nearer + value + slack;

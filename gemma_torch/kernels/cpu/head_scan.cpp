@@ -1,8 +1,42 @@
 #include "gemma_torch/kernels/cpu/head_scan.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace gemma_torch::kernels {
+
+namespace {
+
+// r (count) in 16 bits. Returns a bound of the sum of what the rounding misses.
+double fill_planes(const HeadScan& head, const float* r, int64_t count, ScanInput& input) {
+  constexpr int64_t kHeader = 4;           // bytes of a residual row before its numbers
+  constexpr float kLargestValue = 32'512;  // 127 * 256: both halves fit a byte
+  float most = 0;
+  double sizes = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    most = std::max(most, std::fabs(r[j]));
+    sizes += std::fabs(r[j]);
+  }
+  std::memset(input.planes, 0, static_cast<size_t>(2 * head.plane_bytes()));
+  input.rest_unit = most / kLargestValue;
+  if (most < 1e-30F) {
+    return sizes;  // the inverse might overflow: they stay zeros
+  }
+  const float factor = kLargestValue / most;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t byte = kHeader + j / 4;
+    int8_t* const at = input.planes + byte / 64 * 256 + j % 4 * 64 + byte % 64;
+    const auto value = static_cast<int32_t>(std::lrintf(r[j] * factor));
+    const int32_t high = (value + 128) >> 8;
+    at[0] = static_cast<int8_t>(high);
+    at[head.plane_bytes()] = static_cast<int8_t>(value - 256 * high);
+  }
+  // As in bound_scan: half a unit each, and what three roundings make of up to 32,512 units.
+  return static_cast<double>(count) * 0.506 * input.rest_unit;
+}
+
+}  // namespace
 
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   constexpr double kUp = 1 + 1e-6;  // covers the rounding of what is computed here, and to float
@@ -24,12 +58,14 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   // 2^-24) times the sum of their sizes, which is at most |w| |x|: once for the full head's kernel with n = columns,
   // once for the scan with fewer than `columns` + 64 operations.
   const double roundings = 2.0 * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24);
-  input.rest = x + kScanOutliers;
   input.middle = static_cast<float>(1.5 * sum);
-  // rho.r = step (sum of bits r - middle): bits are at most 3, so the sizes of both add up to 4.5 of r's, and no more
-  // than `columns` operations round them.
+  // rho.r = step (sum of bits r - middle). Bits are at most 3: so much times what is missed of r, and with the middle
+  // 4.5 times r's sizes, which no more than `columns` operations round.
+  const double left_out = fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, input);
   input.step_slack = static_cast<float>(
-      4.5 * sizes * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24) * 1.01 + 1e-37);
+      (4.5 * sizes * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24) + 3 * left_out) *
+          1.01 +
+      1e-37);
   input.outlier_norm = static_cast<float>(std::sqrt(outliers) * kUp);
   input.rest_norm = static_cast<float>(std::sqrt(rest) * kUp);
   input.slack =

@@ -40,6 +40,7 @@ struct HeadScan {
   int64_t groups() const { return columns / 32 - 1; }
   int64_t stride() const { return 512 + groups() * 272 + 128; }                  // bytes of a block
   int64_t residual_stride() const { return (4 + groups() * 8 + 31) / 32 * 32; }  // bytes of a row
+  int64_t plane_bytes() const { return (residual_stride() + 63) / 64 * 256; }    // see ScanInput
 };
 
 constexpr int64_t kScanOutliers = 32;
@@ -49,12 +50,16 @@ struct ScanInput {
   QuantizedRow x;
   float outlier_norm = 0, rest_norm = 0;  // |o|, |r|, rounded up
   float slack = 0;
-  const float* rest = nullptr;  // r
-  float middle = 0;             // 1.5 times the sum of r
-  float step_slack = 0;         // what rounding adds to rho.r, for a step of 1
+  // r for rho.r: rest_unit * (256 high + low), in the order of a residual row's bits. The numbers of its bytes 64 i ..,
+  // bits 2 s and 2 s + 1, meet the 64 from planes + 256 i + 64 s on (high), and those plane_bytes() later (low); zeros
+  // meet what is no number.
+  int8_t* planes = nullptr;  // (2, plane_bytes())
+  float rest_unit = 0;
+  float middle = 0;      // 1.5 times the sum of r
+  float step_slack = 0;  // what rounding adds to rho.r, for a step of 1
 };
 
-/// Fills in what belongs to x (columns), whose quantised form is in input.x already. x is kept.
+/// Fills in what belongs to x (columns), whose quantised form is in input.x already, and input.planes.
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input);
 
 }  // namespace gemma_torch::kernels

@@ -21,7 +21,7 @@ std::vector<Isa> usable_isas();
 
 /// How many bytes ahead of what they read kernels ask for a stream of weights: soon needed, and later. On Sapphire Rapids
 /// that gains 15 to 25 %. The hardware of AMD's Zen 4 does better alone (one thread reads 32 GB/s instead of 17 to 22):
-/// there both are 0, which asks for lines that are on their way already and costs nothing.
+/// there both are 0, and nothing is asked for.
 struct StreamAhead {
   int64_t soon, later;
 };

@@ -207,6 +207,10 @@ class Dot {
   // Four columns of activations, for all lanes.
   struct Columns;
   static Columns columns(const QuantizedRow& x, int64_t column);
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
+  // Columns of its own for each lane.
+  static Columns lanes(const int8_t* high, const int8_t* low);
+#endif
   void add(PartU codes, const Columns& x, int step);
   // Of code - offset, given the sum of the values.
   PartI total(int offset, int32_t sum) const;
@@ -239,6 +243,10 @@ GEMMA_TORCH_INLINE auto Dot<kLargest>::columns(const QuantizedRow& x, int64_t co
   return {_mm512_set1_epi32(four_bytes(x.high + column)), _mm512_set1_epi32(four_bytes(x.low + column))};
 }
 template <int kLargest>
+GEMMA_TORCH_INLINE auto Dot<kLargest>::lanes(const int8_t* high, const int8_t* low) -> Columns {
+  return {load_as<__m512i>(high), load_as<__m512i>(low)};
+}
+template <int kLargest>
 GEMMA_TORCH_INLINE void Dot<kLargest>::add(PartU codes, const Columns& x, int step) {
   high_[step % 2] = _mm512_dpbusd_epi32(high_[step % 2], std::bit_cast<__m512i>(codes), x.high);
   low_[step % 2] = _mm512_dpbusd_epi32(low_[step % 2], std::bit_cast<__m512i>(codes), x.low);
@@ -257,6 +265,10 @@ template <int kLargest>
 GEMMA_TORCH_INLINE auto Dot<kLargest>::columns(const QuantizedRow& x, int64_t column) -> Columns {
   return {vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(x.high + column))),
           vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(x.low + column)))};
+}
+template <int kLargest>
+GEMMA_TORCH_INLINE auto Dot<kLargest>::lanes(const int8_t* high, const int8_t* low) -> Columns {
+  return {vld1q_s8(high), vld1q_s8(low)};
 }
 template <int kLargest>
 GEMMA_TORCH_INLINE void Dot<kLargest>::add(PartU codes, const Columns& x, int /*step*/) {
@@ -280,6 +292,11 @@ GEMMA_TORCH_INLINE auto Dot<kLargest>::columns(const QuantizedRow& x, int64_t co
     return {_mm256_set1_epi32(four_bytes(x.high + column)), _mm256_set1_epi32(four_bytes(x.low + column))};
   }
   return {_mm256_set1_epi32(four_bytes(x.pairs + column)), _mm256_set1_epi32(four_bytes(x.pairs + column + 2))};
+}
+template <int kLargest>
+GEMMA_TORCH_INLINE auto Dot<kLargest>::lanes(const int8_t* high, const int8_t* low) -> Columns {
+  static_assert(kBytes);
+  return {load_as<__m256i>(high), load_as<__m256i>(low)};
 }
 template <int kLargest>
 GEMMA_TORCH_INLINE void Dot<kLargest>::add(PartU codes, const Columns& x, int step) {

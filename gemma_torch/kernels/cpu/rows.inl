@@ -11,33 +11,38 @@ constexpr float kLargestValue = 32512.0F;
 
 GEMMA_TORCH_INLINE F absolute(F x) { return as_float(as_bits(x) & 0x7fffffffU); }
 
+// Each four in the order 0, 2, 1, 3.
+GEMMA_TORCH_INLINE PartU crossed(const PartU& x) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7);
+#else
+  return __builtin_shufflevector(x, x, 0, 2, 1, 3);
+#endif
+}
+template <typename V>
+GEMMA_TORCH_INLINE Pair<V> crossed(const Pair<V>& x) {
+  return {crossed(x.lo), crossed(x.hi)};
+}
+
 void quantize(const float* x, int64_t n, const QuantizedRow& out) {
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to a whole number
   for (int64_t j = 0; j < n; j += 32) {
-    const F a = load(x + j);
-    const F b = load(x + j + 16);
-    const float most = largest(max(absolute(a), absolute(b)));
+    const F v[2] = {load(x + j), load(x + j + 16)};
+    const float most = largest(max(absolute(v[0]), absolute(v[1])));
     const float factor = most > 1e-30F ? kLargestValue / most : 0.0F;  // nearer to zero it overflows
     out.scales[j / 32] = most / kLargestValue;
-    int32_t sum = 0;
+    I sums = {};
     for (int half = 0; half < 2; ++half) {
-      const F shifted = (half == 0 ? a : b) * factor + magic;
-      const I value = bits_as<I>(as_bits(shifted) - as_bits(magic));
+      const int64_t at = j + 16 * half;
+      const I value = nearest_whole(v[half] * factor);
       const I high = (value + 128) >> 8;
-      const I low = value - high * 256;
-      int32_t v[16], h[16], l[16];
-      store_as(v, value);
-      store_as(h, high);
-      store_as(l, low);
-      for (int i = 0; i < 16; ++i) {
-        constexpr int kOrder[4] = {0, 2, 1, 3};
-        sum += v[i];
-        out.pairs[j + 16 * half + i] = static_cast<int16_t>(v[i / 4 * 4 + kOrder[i % 4]]);
-        out.high[j + 16 * half + i] = static_cast<int8_t>(h[i]);
-        out.low[j + 16 * half + i] = static_cast<int8_t>(l[i]);
-      }
+      store_bytes(reinterpret_cast<uint8_t*>(out.high + at), as_bits(high));
+      store_bytes(reinterpret_cast<uint8_t*>(out.low + at), as_bits(value) - (as_bits(high) << 8));
+      store_shorts(reinterpret_cast<uint16_t*>(out.pairs + at), crossed(as_bits(value)));
+      sums += value;
     }
-    out.sums[j / 32] = sum;
+    out.sums[j / 32] = whole_sum(sums);
   }
 }
 
