@@ -19,9 +19,8 @@ using kernels::Bf16;
 using kernels::kBlockRows;
 using kernels::Range;
 
-// Blocks that a thread takes at a time, and between two looks at their bounds: they fit the second cache, in which a
-// batch's other rows find them.
-constexpr int64_t kScanPart = 64;
+// Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
+constexpr int64_t kScanPart = 128;
 
 // Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
 // look at their bounds.
@@ -95,13 +94,13 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   return s;
 }
 
-// One thread's part of the scan, whoever is free taking the next blocks, and the rows in it that look best.
+// One thread's part of the scan, and the rows in it that look best.
 void FusedEngine::scan_share(int i) {
   auto& s = *top_;
   const auto head = pack_->scan();
-  const auto blocks = head.rows / kBlockRows;
-  for (auto begin = team_.claim() * kScanPart; begin < blocks; begin = team_.claim() * kScanPart) {
-    const Range part{begin, std::min(begin + kScanPart, blocks)};
+  const auto share = team_.share(head.rows / kBlockRows, i);
+  for (int64_t begin = share.begin; begin < share.end; begin += kScanPart) {
+    const Range part{begin, std::min(begin + kScanPart, share.end)};
     for (size_t b = 0; b < s.bounds.size(); ++b) {
       float* const upper = s.upper[b].data();
       float* const block_upper = s.block_upper[b].data();
