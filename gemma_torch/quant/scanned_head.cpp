@@ -20,8 +20,9 @@ using kernels::Bf16;
 using kernels::kBlockRows;
 
 // How large the head's inputs are by column (E), as far as the norms tell: what a layer adds has the sizes |1 + weight|
-// of the norm behind it, and the final norm scales their sum. On Gemma 3 270M the 32 columns that come out largest have
-// 96.3 % of the inputs' squares; the best 32 have 96.8 %, and finding them takes a pass through the model.
+// of the norm behind it, and the final norm scales their sum. On Gemma 3 270M, over 1,391 positions of text, the 32
+// columns that come out largest have 57 % of the inputs' squares; the best 32 have 59 %, and finding them takes a pass
+// through the model.
 at::Tensor column_sizes(const Gemma3Model& model) {
   const auto sizes = [](const RMSNorm& norm) {
     return (norm->scale.detach().to(at::kFloat) + 1.0).abs();
