@@ -57,13 +57,13 @@ void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t coun
 GEMMA_TORCH_INLINE void scan_block(const uint8_t* p, int64_t groups, const ScanInput& in, PartF (&bound)[kParts]) {
   PartF outliers[kParts][1], rest[kParts] = {};
   prefetch_stream(p, 512);
-  const auto code = [&](int part, int step) { return codes_at<Format::kInt8>(p + part * kWidth, step); };
+  const auto code = [&](int part, int i) { return codes_at<Format::kInt8>(p + part * kWidth, i); };
   dot_codes<largest_of(Format::kInt8), code_zero(Format::kInt8), 1>(code, &in.x, 0, outliers);
   p += 512;
   for (int64_t g = 1; g <= groups; ++g, p += 272) {
     prefetch_stream(p, 272);
     PartF sums[kParts][1];
-    const auto level = [&](int part, int step) { return codes_at<Format::kLevels4>(p + part * kWidth, step); };
+    const auto level = [&](int part, int i) { return codes_at<Format::kLevels4>(p + part * kWidth, i); };
     dot_codes<largest_of(Format::kLevels4), code_zero(Format::kLevels4), 1>(level, &in.x, 32 * g, sums);
     for (int part = 0; part < kParts; ++part) {
       const PartF scale = to_floats(widen8_part(p + 256 + part * kPartLanes)) * in.x.scales[g];

@@ -62,7 +62,8 @@ void int_panel(const uint8_t* cell, int64_t columns, T* panel) {
       const PartF scale = load_part(reinterpret_cast<const Bf16*>(cell + kGroupBytes) + row);
       for (int64_t i = 0; i < kGroup; i += 32) {
         for (int step = 0; step < 8; ++step) {
-          const PartU codes = codes_at<kFormat>(cell + i / 32 * code_bytes(kFormat) + p * kWidth, step);
+          const auto two = codes_at<kFormat>(cell + i / 32 * code_bytes(kFormat) + p * kWidth, step / 2);
+          const PartU codes = two.step[step % 2];
           const auto value = [&](int byte) {
             const auto code = std::bit_cast<PartI>((codes >> (8 * byte)) & 0xffU) - code_zero(kFormat);
             return to_floats(code) * scale;

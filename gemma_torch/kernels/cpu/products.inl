@@ -161,32 +161,48 @@ GEMMA_TORCH_INLINE PartU levels_of(PartU indices) {
 #endif
 }
 
-// What is multiplied (codes, or their levels) in step `i` of 32 columns (4 columns, a byte each) for a part of the rows.
-// `p` points at the part's first bytes.
+// What is multiplied in two steps of 4 columns, a byte each, for a part of the rows.
+struct TwoSteps {
+  PartU step[2];
+};
+
+// Keeps g++ from loading x again for each use, where loads are what there is least time for.
+GEMMA_TORCH_INLINE void keep([[maybe_unused]] PartU& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#endif
+}
+
+// Codes, or their levels, in steps 2 i and 2 i + 1 of 32 columns. `p` points at the part's first bytes.
 template <Format kFormat>
-GEMMA_TORCH_INLINE PartU codes_at(const uint8_t* p, int i) {
+GEMMA_TORCH_INLINE TwoSteps codes_at(const uint8_t* p, int i) {
   if constexpr (kFormat == Format::kInt8) {
-    return load_as<PartU>(p + 64 * i);
+    return {load_as<PartU>(p + 128 * i), load_as<PartU>(p + 128 * i + 64)};
   }
-  const auto two = load_as<PartU>(p + 64 * (i / 2));
+  auto two = load_as<PartU>(p + 64 * i);
+  keep(two);
 #if defined(__AVX512VBMI__)
   if constexpr (kFormat == Format::kLevels4) {
     // Looks at six bits of a byte; the table stands there four times.
     const __m512i table = _mm512_broadcast_i32x4(load_as<__m128i>(kLevels));
-    return std::bit_cast<PartU>(_mm512_permutexvar_epi8(std::bit_cast<__m512i>(i % 2 == 0 ? two : two >> 4), table));
+    const auto level = [&](PartU indices) {
+      return std::bit_cast<PartU>(_mm512_permutexvar_epi8(std::bit_cast<__m512i>(indices), table));
+    };
+    return {level(two), level(two >> 4)};
   }
 #endif
-  const PartU low = (i % 2 == 0 ? two : two >> 4) & 0x0f0f0f0fU;
+  const PartU low[2] = {two & 0x0f0f0f0fU, (two >> 4) & 0x0f0f0f0fU};
   if constexpr (kFormat == Format::kInt5) {
     const auto high = load_as<PartU>(p + 256);
-    return low | ((i < 4 ? high << (4 - i) : high >> (i - 4)) & 0x10101010U);
+    const auto bit = [&](int step) { return (step < 4 ? high << (4 - step) : high >> (step - 4)) & 0x10101010U; };
+    return {low[0] | bit(2 * i), low[1] | bit(2 * i + 1)};
   }
   if constexpr (kFormat == Format::kInt6) {
-    const auto high = load_as<PartU>(p + 256 + 64 * (i / 4));
-    const int at = 2 * (i % 4);
-    return low | ((at < 4 ? high << (4 - at) : high >> (at - 4)) & 0x30303030U);
+    const auto high = load_as<PartU>(p + 256 + 64 * (i / 2));
+    const auto bits = [&](int at) { return (at < 4 ? high << (4 - at) : high >> (at - 4)) & 0x30303030U; };
+    return {low[0] | bits(2 * (2 * i % 4)), low[1] | bits(2 * (2 * i % 4 + 1))};
   }
-  return levels_of(low);
+  return {levels_of(low[0]), levels_of(low[1])};
 }
 
 // The largest that codes_at gives.
@@ -340,8 +356,8 @@ GEMMA_TORCH_INLINE PartI Dot<kLargest>::total(int offset, int32_t sum) const {
 }
 #endif
 
-// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kZero) * value; code(part, step) gives the
-// codes.
+// sums[part][row] = the sum over 32 columns, from `column` on, of (code - kZero) * value; code(part, i) gives the codes
+// of steps 2 i and 2 i + 1.
 template <int kLargest, int kZero, int kRows, typename Code>
 GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64_t column, PartF (*sums)[kRows]) {
   constexpr int kAtOnce = parts_at_once(kRows);
@@ -350,17 +366,20 @@ GEMMA_TORCH_INLINE void dot_codes(const Code& code, const QuantizedRow* x, int64
       asm volatile("" ::: "memory");  // activations are to be loaded again, not kept: they would not fit the registers
     }
     Dot<kLargest> dots[kAtOnce][kRows];
-    unrolled<8>([&](auto step) __attribute__((always_inline)) {
-      PartU codes[kAtOnce];
+    unrolled<4>([&](auto two) __attribute__((always_inline)) {
+      TwoSteps codes[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
-        codes[i] = code(p + i, step);
+        codes[i] = code(p + i, two);
       }
-      for (int m = 0; m < kRows; ++m) {
-        const auto columns = Dot<kLargest>::columns(x[m], column + 4 * step);
-        for (int i = 0; i < kAtOnce; ++i) {
-          dots[i][m].add(codes[i], columns, step);
+      unrolled<2>([&](auto half) __attribute__((always_inline)) {
+        constexpr int kStep = 2 * two + half;
+        for (int m = 0; m < kRows; ++m) {
+          const auto columns = Dot<kLargest>::columns(x[m], column + 4 * kStep);
+          for (int i = 0; i < kAtOnce; ++i) {
+            dots[i][m].add(codes[i].step[half], columns, kStep);
+          }
         }
-      }
+      });
     });
     for (int m = 0; m < kRows; ++m) {
       for (int i = 0; i < kAtOnce; ++i) {
@@ -380,7 +399,7 @@ GEMMA_TORCH_INLINE void int_cell(const uint8_t* cell, int64_t first, int64_t col
     PartF group[kParts][kRows] = {};
     for (int64_t i = 0; i < kGroup; i += 32, cell += code_bytes(kFormat)) {
       prefetch_stream(cell, code_bytes(kFormat));
-      const auto code = [&](int part, int step) { return codes_at<kFormat>(cell + part * kWidth, step); };
+      const auto code = [&](int part, int two) { return codes_at<kFormat>(cell + part * kWidth, two); };
       PartF sums[kParts][kRows];
       const int64_t column = first + j + i;
       dot_codes<largest_of(kFormat), code_zero(kFormat), kRows>(code, x, column, sums);
@@ -403,9 +422,8 @@ GEMMA_TORCH_INLINE void int_cell(const uint8_t* cell, int64_t first, int64_t col
 }
 
 template <Format kFormat, int kRows>
-GEMMA_TORCH_INLINE void any_cell(const Packed& w, int64_t index, int64_t column, const Rows& x,
-                                 int64_t first_row, PartF (*y)[kRows]) {
-  const uint8_t* cell = w.cells + index * w.stride();
+GEMMA_TORCH_INLINE void any_cell(const Packed& w, const uint8_t* cell, int64_t index, int64_t column,
+                                 const Rows& x, int64_t first_row, PartF (*y)[kRows]) {
   if constexpr (kFormat == Format::kLossless12) {
     lossless_cell<kRows>(cell, w.exponents[index], w.slice, x.x + first_row * x.stride + column, x.stride, y);
   } else {
@@ -421,12 +439,17 @@ struct Output {
 };
 
 template <Format kFormat, int kRows>
-void product_rows(const Packed& w, Range slices, Range blocks, const Rows& x, int64_t first_row, Output out) {
+void product_rows(const Packed& packed, Range slices, Range blocks, const Rows& rows, int64_t first_row, Output out) {
+  // Copies, which no store to y can be thought to change.
+  const Packed w = packed;
+  const Rows x = rows;
+  const int64_t stride = cell_bytes(kFormat, w.slice);
   for (int64_t s = slices.begin; s < slices.end; ++s) {
-    const int64_t column = s * w.slice;
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+    const int64_t column = s * w.slice, first = s * w.blocks();
+    const uint8_t* cell = w.cells + (first + blocks.begin) * stride;
+    for (int64_t b = blocks.begin; b < blocks.end; ++b, cell += stride) {
       PartF sums[kParts][kRows];
-      any_cell<kFormat, kRows>(w, s * w.blocks() + b, column, x, first_row, sums);
+      any_cell<kFormat, kRows>(w, cell, first + b, column, x, first_row, sums);
       for (int m = 0; m < kRows; ++m) {
         float* y = out.y + (first_row + m) * out.stride + b * kBlockRows;
         for (int p = 0; p < kParts; ++p) {
