@@ -602,6 +602,18 @@ class Bench(CliTest):
         self.assertIn("/nowhere", error("bench", *model("text"), "-f", "/nowhere"))
         self.assertIn("--grid", self.refused("--grid", "--ids", "1,2"))
 
+    def test_a_file_is_read_as_its_tokens(self):
+        run = ("bench", *model("text"), "-p", 3, "-n", 0, "-r", 1, "-t", 1, "--hash", "-o", "json")
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "text.txt"
+            file.write_text("abc a abc")
+            ids = gemma("tokenize", *model("text"), "-f", file).stdout.strip()
+            (text,), (same,) = (
+                json.loads(gemma(*run, *more).stdout) for more in (("-f", file), ("--ids", ids))
+            )
+        self.assertEqual(text["tokens"], "text")
+        self.assertEqual(text["logits_hash"], same["logits_hash"])
+
     def test_csv_jsonl_and_md(self):
         once = ("bench", *model("ids"), "-r", 1, "-t", 1)
         run = (*once, "-p", "2-8*2", "-n", 0, "-o")
