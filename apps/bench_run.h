@@ -15,8 +15,8 @@ struct BenchHow {
   int repetitions = 5;
   bool profile = false;  // measure kernels too, in a run of their own
   bool hash = false;
-  std::vector<int64_t> ids =
-      {};  // the tokens that are read, depth first; none: any, the same each time
+  // What is read, depth first; none: any tokens, the same each time.
+  std::vector<int64_t> ids = {};
 };
 
 struct BenchResult {

@@ -7,7 +7,7 @@
 // one. A square that underflows is off by less than 2^-126.
 
 #include "gemma_torch/kernels/cpu/head_scan.h"
-#include "gemma_torch/kernels/cpu/lanes.h"
+#include "gemma_torch/kernels/cpu/lane_math.h"
 
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // The output head: exact rows, and the scan over all rows.
 
 #include "gemma_torch/kernels/cpu/head_scan.h"
-#include "gemma_torch/kernels/cpu/lanes.h"
+#include "gemma_torch/kernels/cpu/lane_math.h"
 
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {

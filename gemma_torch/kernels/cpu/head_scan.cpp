@@ -5,18 +5,21 @@
 #include <cstring>
 
 namespace gemma_torch::kernels {
-
 namespace {
 
-// r (count) in 16 bits. Returns a bound of the sum of what the rounding misses.
-double fill_planes(const HeadScan& head, const float* r, int64_t count, ScanInput& input) {
-  constexpr int64_t kHeader = 4;           // bytes of a residual row before its numbers
-  constexpr float kLargestValue = 32'512;  // 127 * 256: both halves fit a byte
+constexpr float kLargestValue = 32'512;  // 127 * 256: both halves fit a byte
+
+// How far a number in 16 bits is off, in units: half a unit, and what three roundings (unit, its inverse, the product)
+// make of up to kLargestValue units, 0.5 + 3 * 2^-24 * 32,512.
+constexpr double kMissed = 0.506;
+
+// r (count) in 16 bits. Returns a bound of the sum of what the rounding misses; `sizes` is that of r's.
+double fill_planes(
+    const HeadScan& head, const float* r, int64_t count, double sizes, ScanInput& input) {
+  constexpr int64_t kHeader = 4;  // bytes of a residual row before its numbers
   float most = 0;
-  double sizes = 0;
   for (int64_t j = 0; j < count; ++j) {
     most = std::max(most, std::fabs(r[j]));
-    sizes += std::fabs(r[j]);
   }
   std::memset(input.planes, 0, static_cast<size_t>(2 * head.plane_bytes()));
   input.rest_unit = most / kLargestValue;
@@ -32,8 +35,7 @@ double fill_planes(const HeadScan& head, const float* r, int64_t count, ScanInpu
     at[0] = static_cast<int8_t>(high);
     at[head.plane_bytes()] = static_cast<int8_t>(value - 256 * high);
   }
-  // As in bound_scan: half a unit each, and what three roundings make of up to 32,512 units.
-  return static_cast<double>(count) * 0.506 * input.rest_unit;
+  return static_cast<double>(count) * kMissed * input.rest_unit;
 }
 
 }  // namespace
@@ -47,10 +49,9 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
     sizes += j < kScanOutliers ? 0.0 : std::fabs(x[j]);
   }
   for (int64_t g = 0; g < head.columns / 32; ++g) {
-    // A number is off by at most half a unit, and by what three roundings (unit, its inverse, the product) make of up
-    // to 32,512 units: 0.5 + 3 * 2^-24 * 32,512 < 0.506. Groups below 1e-30 became zeros: there it is all of it.
+    // Groups below 1e-30 became zeros: there it is all of it.
     const double unit = input.x.scales[g];
-    const double half = unit < 1e-34 ? 32'512 * unit : 0.506 * unit;
+    const double half = unit < 1e-34 ? kLargestValue * unit : kMissed * unit;
     missed += 32 * half * half;
   }
   const double norm = std::sqrt(outliers + rest);
@@ -61,7 +62,8 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   input.middle = static_cast<float>(1.5 * sum);
   // rho.r = step (sum of bits r - middle). Bits are at most 3: so much times what is missed of r, and with the middle
   // 4.5 times r's sizes, which no more than `columns` operations round.
-  const double left_out = fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, input);
+  const double left_out =
+      fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, sizes, input);
   input.step_slack = static_cast<float>(
       (4.5 * sizes * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24) + 3 * left_out) *
           1.01 +

@@ -260,34 +260,6 @@ GEMMA_TORCH_INLINE void store(Bf16* p, const F& x) {
 #endif
 }
 
-// The lowest 8 bits of each, and the lowest 16. (What g++ 12 makes of __builtin_convertvector is slow for AVX-512.)
-GEMMA_TORCH_INLINE void store_bytes(uint8_t* p, const PartU& x) {
-#if defined(__AVX512F__)
-  store_as(p, _mm512_cvtepi32_epi8(std::bit_cast<__m512i>(x)));
-#else
-  using Bytes = uint8_t __attribute__((vector_size(kPartLanes)));
-  store_as(p, __builtin_convertvector(x, Bytes));
-#endif
-}
-GEMMA_TORCH_INLINE void store_shorts(uint16_t* p, const PartU& x) {
-#if defined(__AVX512F__)
-  store_as(p, _mm512_cvtepi32_epi16(std::bit_cast<__m512i>(x)));
-#else
-  using Shorts = uint16_t __attribute__((vector_size(kPartLanes * 2)));
-  store_as(p, __builtin_convertvector(x, Shorts));
-#endif
-}
-template <typename V>
-GEMMA_TORCH_INLINE void store_bytes(uint8_t* p, const Pair<V>& x) {
-  store_bytes(p, x.lo);
-  store_bytes(p + sizeof(V) / 4, x.hi);
-}
-template <typename V>
-GEMMA_TORCH_INLINE void store_shorts(uint16_t* p, const Pair<V>& x) {
-  store_shorts(p, x.lo);
-  store_shorts(p + sizeof(V) / 4, x.hi);
-}
-
 // ---- arithmetic
 
 GEMMA_TORCH_INLINE PartF fma(const PartF& a, const PartF& b, const PartF& c) {
@@ -342,30 +314,8 @@ GEMMA_TORCH_INLINE float fold(const Pair<V>& x, const Op& op) {
 GEMMA_TORCH_INLINE float sum(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return a + b; });
 }
-template <typename V>
-GEMMA_TORCH_INLINE int32_t whole_sum(const V& x) {  // of I
-  if constexpr (kIsPair<V>) {
-    return whole_sum(x.lo + x.hi);
-  } else {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_epi32(std::bit_cast<__m512i>(x));
-#else
-    int32_t total = 0;
-    for (int lane = 0; lane < kPartLanes; ++lane) {
-      total += x[lane];
-    }
-    return total;
-#endif
-  }
-}
 GEMMA_TORCH_INLINE float largest(const F& x) {
   return fold(x, [](const auto& a, const auto& b) { return select(a > b, a, b); });
-}
-
-// The nearest whole number, ties to even, of numbers below 2^22 in size.
-GEMMA_TORCH_INLINE I nearest_whole(const F& x) {
-  const F magic = splat(12582912.0F);  // 1.5 * 2^23: the last bit of a sum with it stands for 1
-  return bits_as<I>(as_bits(x + magic) - as_bits(magic));
 }
 
 GEMMA_TORCH_INLINE float widen(float x) {

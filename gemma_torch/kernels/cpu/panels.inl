@@ -61,15 +61,17 @@ void int_panel(const uint8_t* cell, int64_t columns, T* panel) {
       const int row = p * kPartLanes;
       const PartF scale = load_part(reinterpret_cast<const Bf16*>(cell + kGroupBytes) + row);
       for (int64_t i = 0; i < kGroup; i += 32) {
-        for (int step = 0; step < 8; ++step) {
-          const auto two = codes_at<kFormat>(cell + i / 32 * code_bytes(kFormat) + p * kWidth, step / 2);
-          const PartU codes = two.step[step % 2];
-          const auto value = [&](int byte) {
-            const auto code = std::bit_cast<PartI>((codes >> (8 * byte)) & 0xffU) - code_zero(kFormat);
-            return to_floats(code) * scale;
-          };
-          put_pair(panel, j + i + 4 * step, row, value(0), value(1));
-          put_pair(panel, j + i + 4 * step + 2, row, value(2), value(3));
+        for (int two = 0; two < 4; ++two) {
+          const auto codes = codes_at<kFormat>(cell + i / 32 * code_bytes(kFormat) + p * kWidth, two);
+          for (int half = 0; half < 2; ++half) {
+            const auto value = [&](int byte) {
+              const auto code = std::bit_cast<PartI>((codes.step[half] >> (8 * byte)) & 0xffU) - code_zero(kFormat);
+              return to_floats(code) * scale;
+            };
+            const int64_t column = j + i + 8 * two + 4 * half;
+            put_pair(panel, column, row, value(0), value(1));
+            put_pair(panel, column + 2, row, value(2), value(3));
+          }
         }
       }
     }
