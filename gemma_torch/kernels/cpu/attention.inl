@@ -31,25 +31,36 @@ GEMMA_TORCH_INLINE PartF sums_by_four(const PartF (&x)[16]) {
 }
 #endif
 
-// Keys and values are read by turns, in pieces too short for the hardware to look far ahead.
+// Keys and values are read by turns, in pieces too short for the hardware to look far ahead, so they are asked for by
+// hand: evenly, a few lines with as many products as hide them. Many at once fill the queue, and all loads wait.
 template <typename T>
-GEMMA_TORCH_INLINE void prefetch_rows(const T* rows, int64_t count, int64_t D) {
-  const auto* p = reinterpret_cast<const char*>(rows);
-  for (int64_t b = 0; b < count * D * static_cast<int64_t>(sizeof(T)); b += 64) {
+GEMMA_TORCH_INLINE void prefetch_numbers(const T* numbers, int64_t count) {
+  const auto* p = reinterpret_cast<const char*>(numbers);
+  for (int64_t b = 0; b < count * static_cast<int64_t>(sizeof(T)); b += 64) {
     prefetch_later(p + b);
   }
 }
 
-// scores[h][i] = q[h] . keys[i]. Meanwhile asks for their values.
+// scores[h][i] = q[h] . keys[i]. Meanwhile asks for their values, and in the first tile, which nobody has asked for, for
+// later keys.
 template <typename T, int kHeads>
-void tile_scores(const float* q, int64_t D, const T* keys, const T* values, int64_t count, float (*scores)[kTile]) {
+void tile_scores(const float* q, int64_t D, const T* keys, const T* values, int64_t count, bool first,
+                 float (*scores)[kTile]) {
+  constexpr int64_t kKeysAhead = 8;
+  if (first) {
+    prefetch_numbers(keys, (count < kKeysAhead ? count : kKeysAhead) * D);
+  }
   int64_t i = 0;
 #if defined(__AVX512F__)
   // Four keys at a time share the loads of four queries, and their sixteen sums are folded together.
   for (; kHeads == 4 && i + 4 <= count; i += 4) {
-    prefetch_rows(values + i * D, 4, D);
+    const bool later_keys = first && i + kKeysAhead + 4 <= count;
     PartF acc[16] = {};
     for (int64_t j = 0; j < D; j += 16) {
+      prefetch_numbers(values + i * D + 4 * j, 64);
+      if (later_keys) {
+        prefetch_numbers(keys + (i + kKeysAhead) * D + 4 * j, 64);
+      }
       PartF k[4];
       unrolled<4>([&](auto n) __attribute__((always_inline)) { k[n] = load(keys + (i + n) * D + j); });
       unrolled<4>([&](auto h) __attribute__((always_inline)) {
@@ -65,7 +76,10 @@ void tile_scores(const float* q, int64_t D, const T* keys, const T* values, int6
 #endif
   for (; i < count; ++i) {
     const T* key = keys + i * D;
-    prefetch_rows(values + i * D, 1, D);
+    prefetch_numbers(values + i * D, D);
+    if (first && i + kKeysAhead < count) {
+      prefetch_numbers(key + kKeysAhead * D, D);
+    }
     F acc[kHeads] = {};
     for (int64_t j = 0; j < D; j += 16) {
       const F k = load(key + j);
@@ -93,8 +107,8 @@ void tile_values(const float (*weights)[kTile], const T* values, int64_t count, 
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      if (j == 0 && i < ahead) {
-        prefetch_rows(next_keys + i * D, 1, D);
+      if (i < ahead) {
+        prefetch_numbers(next_keys + i * D + j, kWide);
       }
       const T* value = values + i * D + j;
       const F v0 = load(value), v1 = load(value + 16), v2 = load(value + 32), v3 = load(value + 48);
@@ -164,7 +178,7 @@ void attend_heads(const float* q, int64_t D, const Seen& seen, const Partial& ou
       const int64_t count = run.end - i < kTile ? run.end - i : kTile;
       const T* keys = static_cast<const T*>(seen.keys) + i * D;
       const T* values = static_cast<const T*>(seen.values) + i * D;
-      tile_scores<T, kHeads>(q, D, keys, values, count, scores);
+      tile_scores<T, kHeads>(q, D, keys, values, count, i == run.begin, scores);
       for (int h = 0; h < kHeads; ++h) {
         soften(scores[h], count, D, out.largest[h], out.sum[h], out.z + h * D);
       }
