@@ -6,7 +6,7 @@
 namespace gemma_torch::kernels::GEMMA_TORCH_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;      // keys whose scores are held at a time
+constexpr int64_t kTile = 32;      // keys whose scores are held at a time
 constexpr int kHeadsAtOnce = 4;    // queries that share the loads of a key
 
 #if defined(__AVX512F__)
