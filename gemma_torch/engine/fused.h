@@ -99,7 +99,7 @@ class FusedEngine : public Engine {
   void normalize_last();
   TopState& prepare_top(int64_t k);
   void scan_share(int i);
-  bool score_share(size_t b, int i);
+  void score_share(size_t b, int i);
   bool scan_top(int64_t k, std::vector<Candidate>& best);
   void full_logits(const float* x, int64_t count, float* y);
 

@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -67,13 +66,13 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     s.permuted.assign(static_cast<size_t>(batch()),
                       std::vector<float>(static_cast<size_t>(model_->cfg.emb_dim)));
     s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch())));
-    s.most_rows = static_cast<size_t>(scan.rows / 4);
+    s.most_scored = static_cast<size_t>(scan.rows / 4);
     s.threads.resize(threads);
+    const auto share = static_cast<size_t>(blocks / team_.size() + 1);
     for (auto& thread : s.threads) {
-      thread.blocks.resize(static_cast<size_t>(blocks / team_.size() + 64));
-      thread.rows.resize(s.most_rows + kBlockRows);
-      thread.upper.resize(s.most_rows + kBlockRows);
-      thread.scored.reserve(threads * s.most_rows);
+      thread.blocks.resize(share);
+      thread.rows.resize((share + 1) * kBlockRows);
+      thread.upper.resize(thread.rows.size());
     }
   }
   auto& s = *top_;
@@ -88,9 +87,10 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   for (auto& thread : s.threads) {
     thread.rows.resize(std::max(thread.rows.size(), s.likely_rows));
     thread.likely.reserve(threads * s.likely_rows);
+    thread.scored.reserve(s.likely_rows + s.most_scored + kPiece);
   }
   s.first_scores.resize(s.likely_rows);
-  s.merged.reserve(threads * (s.most_rows + s.likely_rows));
+  s.merged.reserve(threads * s.threads.front().scored.capacity());
   return s;
 }
 
@@ -120,8 +120,8 @@ void FusedEngine::scan_share(int i) {
 
 // One thread's part of the choice for row b of the batch: scores exactly a part of what looked best, agrees with the
 // others on what the k-th best must at least have, finds whatever may still reach that, then scores a part of what all
-// have found. False if that is too much.
-bool FusedEngine::score_share(size_t b, int i) {
+// have found, unless that turns out to be too much.
+void FusedEngine::score_share(size_t b, int i) {
   auto& s = *top_;
   auto& own = s.threads[static_cast<size_t>(i)];
   const auto head = pack_->scan();
@@ -173,18 +173,13 @@ bool FusedEngine::score_share(size_t b, int i) {
                                                      own.blocks.data(),
                                                      blocks,
                                                      bar,
-                                                     static_cast<int64_t>(s.most_rows),
+                                                     blocks * kBlockRows,
                                                      own.rows.data(),
                                                      own.upper.data()));
   while (own.found > 0 && own.rows[own.found - 1] >= vocab_size()) {
     --own.found;  // the zeros that fill the last block
   }
   team_.barrier();
-  for (const auto& thread : s.threads) {
-    if (thread.found > s.most_rows) {
-      return false;  // too many: the full head reads them faster, in order
-    }
-  }
   // Tokens that are often among the best stand together, at the beginning of the vocabulary, so what one thread has
   // found may be most of all: whoever is free takes the next piece.
   const auto pieces = [](const auto& thread) { return (thread.found + kPiece - 1) / kPiece; };
@@ -195,8 +190,8 @@ bool FusedEngine::score_share(size_t b, int i) {
     while (from != s.threads.end() && piece >= before + pieces(*from)) {
       before += pieces(*from++);
     }
-    if (from == s.threads.end()) {
-      return true;
+    if (from == s.threads.end() || s.scored_rows > s.most_scored) {
+      return;
     }
     const auto begin = (piece - before) * kPiece;
     int32_t* const rows = from->rows.data() + begin;
@@ -212,6 +207,7 @@ bool FusedEngine::score_share(size_t b, int i) {
       }
       count = kept;
     }
+    s.scored_rows += count;
     score(rows, count);
   }
 }
@@ -232,13 +228,9 @@ bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {
   clock_.lap("head: scan");
   best.clear();
   for (size_t b = 0; b < s.bounds.size(); ++b) {
-    std::atomic<bool> complete{true};
-    team_.run([&](int i) {
-      if (!score_share(b, i)) {
-        complete = false;
-      }
-    });
-    if (!complete) {
+    s.scored_rows = 0;
+    team_.run([&](int i) { score_share(b, i); });
+    if (s.scored_rows > s.most_scored) {
       survivors_ = 0;
       return false;
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -52,9 +53,10 @@ struct FusedEngine::TopState {
   std::vector<PerThread> threads;
   std::vector<float> first_scores;  // (likely_rows)
   std::vector<Candidate> merged;
-  size_t most_rows = 0;    // that may be found in one thread's share
-  int64_t k = 0;           // of this call
-  size_t likely_rows = 0;  // of this call: rows that are scored first
+  size_t most_scored = 0;              // rows: reading the full head in order takes no longer
+  std::atomic<size_t> scored_rows{0};  // by all threads, not counting those that were scored first
+  int64_t k = 0;                       // of this call
+  size_t likely_rows = 0;              // of this call: rows that are scored first
 };
 
 }  // namespace gemma_torch
