@@ -90,7 +90,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
     thread.scored.reserve(s.likely_rows + s.most_scored + kPiece);
   }
   s.first_scores.resize(s.likely_rows);
-  s.merged.reserve(threads * s.threads.front().scored.capacity());
+  s.merged.reserve(s.likely_rows + s.most_scored);
   return s;
 }
 

@@ -144,7 +144,7 @@ GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& 
     const F error = v[half] - value;
     errors = fma(error, error, errors);
     squares = fma(value, value, squares);
-    store_bytes(out.outliers + 16 * half, as_bits(code) + 128U);
+    store_narrow(out.outliers + 16 * half, as_bits(code) + 128U);
   });
   out.footer[2] = bf16_up(root_up(sum(errors), columns, most));
   return squares;
@@ -181,8 +181,8 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns
     errors += best.errors;
     squares += best.squares;
     out.scales[g] = static_cast<uint8_t>(scale[i]);
-    store_bytes(out.indices + 32 * g, best.index[0]);
-    store_bytes(out.indices + 32 * g + 16, best.index[1]);
+    store_narrow(out.indices + 32 * g, best.index[0]);
+    store_narrow(out.indices + 32 * g + 16, best.index[1]);
     for (int half = 0; half < 2; ++half) {
       store(x + 16 * half, v[half] - pick(levels.level, best.index[half]) * (scale[i] * unit));
     }

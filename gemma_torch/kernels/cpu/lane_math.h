@@ -33,32 +33,25 @@ GEMMA_TORCH_INLINE int32_t whole_sum(const V& x) {  // of I
   }
 }
 
-// The lowest 8 bits of each, and the lowest 16. (What g++ 12 makes of __builtin_convertvector is slow for AVX-512.)
-template <typename V>
-GEMMA_TORCH_INLINE void store_bytes(uint8_t* p, const V& x) {  // of U
+// The lowest bits of each, as many as a Narrow has: 8 or 16. (What g++ 12 makes of __builtin_convertvector is slow for
+// AVX-512.)
+template <typename Narrow, typename V>
+GEMMA_TORCH_INLINE void store_narrow(Narrow* p, const V& x) {  // of U
   if constexpr (kIsPair<V>) {
-    store_bytes(p, x.lo);
-    store_bytes(p + sizeof x.lo / 4, x.hi);
+    store_narrow(p, x.lo);
+    store_narrow(p + sizeof x.lo / 4, x.hi);
   } else {
 #if defined(__AVX512F__)
-    store_as(p, _mm512_cvtepi32_epi8(std::bit_cast<__m512i>(x)));
+    const auto all = std::bit_cast<__m512i>(x);
+    if constexpr (sizeof(Narrow) == 1) {
+      store_as(p, _mm512_cvtepi32_epi8(all));
+    } else {
+      store_as(p, _mm512_cvtepi32_epi16(all));
+    }
 #else
-    using Bytes = uint8_t __attribute__((vector_size(kPartLanes)));
-    store_as(p, __builtin_convertvector(x, Bytes));
-#endif
-  }
-}
-template <typename V>
-GEMMA_TORCH_INLINE void store_shorts(uint16_t* p, const V& x) {  // of U
-  if constexpr (kIsPair<V>) {
-    store_shorts(p, x.lo);
-    store_shorts(p + sizeof x.lo / 4, x.hi);
-  } else {
-#if defined(__AVX512F__)
-    store_as(p, _mm512_cvtepi32_epi16(std::bit_cast<__m512i>(x)));
-#else
-    using Shorts = uint16_t __attribute__((vector_size(kPartLanes * 2)));
-    store_as(p, __builtin_convertvector(x, Shorts));
+    // Not an alias: g++ leaves its attribute out while Narrow is not known.
+    typedef Narrow Numbers __attribute__((vector_size(kPartLanes * sizeof(Narrow))));
+    store_as(p, __builtin_convertvector(x, Numbers));
 #endif
   }
 }

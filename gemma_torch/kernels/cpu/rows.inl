@@ -37,9 +37,9 @@ void quantize(const float* x, int64_t n, const QuantizedRow& out) {
       const int64_t at = j + 16 * half;
       const I value = nearest_whole(v[half] * factor);
       const I high = (value + 128) >> 8;
-      store_bytes(reinterpret_cast<uint8_t*>(out.high + at), as_bits(high));
-      store_bytes(reinterpret_cast<uint8_t*>(out.low + at), as_bits(value) - (as_bits(high) << 8));
-      store_shorts(reinterpret_cast<uint16_t*>(out.pairs + at), crossed(as_bits(value)));
+      store_narrow(out.high + at, as_bits(high));
+      store_narrow(out.low + at, as_bits(value) - (as_bits(high) << 8));
+      store_narrow(out.pairs + at, crossed(as_bits(value)));
       sums += value;
     }
     out.sums[j / 32] = whole_sum(sums);
