@@ -37,10 +37,14 @@ at::Tensor column_sizes(const Gemma3Model& model) {
 
 at::Tensor column_order(const Gemma3Model& model) {
   const auto by_size = column_sizes(model).argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
-  // The outliers, then the others in their own order.
   auto order = by_size.to(at::kInt);
+  kernels::HeadScan shape;
+  shape.columns = order.numel();
+  // The outliers; the larger ones of the others, then the smaller ones, in their own order.
   auto* first = order.mutable_data_ptr<int32_t>();
-  std::sort(first + kernels::kScanOutliers, first + order.numel());
+  auto* const minor = first + kernels::kScanOutliers + 32 * shape.major_groups();
+  std::sort(first + kernels::kScanOutliers, minor);
+  std::sort(minor, first + order.numel());
   return order.clone();
 }
 

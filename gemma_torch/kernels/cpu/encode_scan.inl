@@ -111,12 +111,13 @@ struct RowCodes {
   uint8_t outliers[kScanOutliers];
   uint8_t* indices;  // (columns - 32)
   uint8_t* scales;   // (groups)
-  uint16_t footer[4];
+  uint16_t footer[5];
 };
 
-// The next bfloat16 at or below a number, of at least 0.
+// The next bfloat16 at or below a number.
 GEMMA_TORCH_INLINE uint16_t bf16_down(float x) {
-  return x > 0 ? static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16) : 0;
+  const auto bits = std::bit_cast<uint32_t>(x);
+  return static_cast<uint16_t>((x < 0 ? bits + 0xffffU : bits) >> 16);
 }
 
 // Two bits of each lane, the first lane's lowest.
@@ -152,7 +153,9 @@ GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& 
 
 // x becomes what the levels miss.
 GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns, RowCodes& out) {
-  const int64_t groups = columns / 32 - 1;
+  HeadScan shape;
+  shape.columns = columns;
+  const int64_t groups = shape.groups(), major_groups = shape.major_groups();
   F sizes = {};
   for (int64_t j = 0; j < 32 * groups; j += 16) {
     sizes = max(sizes, absolute(load(x + j)));
@@ -162,7 +165,7 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns
   out.footer[1] = bf16_up(most / (127.0F * 255.0F));
   const float unit = widen(Bf16{out.footer[1]});
   const float inverse = unit > 0 ? 1.0F / (127.0F * unit) : 0.0F;
-  F errors = {}, squares = {};
+  F errors[2] = {}, squares = {};
   for (int64_t g = 0; g < groups; ++g, x += 32) {
     const F v[2] = {load(x), load(x + 16)};
     const float units = largest(max(absolute(v[0]), absolute(v[1]))) * inverse;
@@ -178,7 +181,7 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns
     const int two = error[1] < error[0] ? 1 : 0;
     const int i = error[2] < error[two] ? 2 : two;
     const Levelled& best = tried[i];
-    errors += best.errors;
+    errors[g < major_groups ? 0 : 1] += best.errors;
     squares += best.squares;
     out.scales[g] = static_cast<uint8_t>(scale[i]);
     store_narrow(out.indices + 32 * g, best.index[0]);
@@ -187,34 +190,45 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns
       store(x + 16 * half, v[half] - pick(levels.level, best.index[half]) * (scale[i] * unit));
     }
   }
-  out.footer[3] = bf16_up(root_up(sum(errors), columns, most));
+  for (int part = 0; part < 2; ++part) {
+    out.footer[3 + part] = bf16_up(root_up(sum(errors[part]), columns, most));
+  }
   return squares;
 }
 
-// The residual x of a row, whose norm is at most `missed`. It is spread about evenly, with some tails: the step that
-// serves it best is a little below its root mean square.
-GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, float missed, uint8_t* out) {
-  const int64_t n = columns - kScanOutliers;
+// The residual x of a row, whose two parts' norms are at most `missed`. It is spread about evenly, with some tails: the
+// step that serves it best is a little below its root mean square.
+GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, const float (&missed)[2], uint8_t* out) {
+  HeadScan shape;
+  shape.columns = columns;
+  const int64_t n = columns - kScanOutliers, major = 32 * shape.major_groups();
   F squares = {};
   for (int64_t j = 0; j < n; j += 16) {
     squares = fma(load(x + j), load(x + j), squares);
   }
-  uint16_t head[2] = {bf16_up(0.95F * std::sqrt(sum(squares) / static_cast<float>(n))), 0};
+  uint16_t head[4] = {bf16_up(0.95F * std::sqrt(sum(squares) / static_cast<float>(n)))};
   const float step = widen(Bf16{head[0]});
   const float inverse = step > 0 ? 1.0F / step : 0.0F;
-  F errors = {};
+  F errors[2] = {};
   for (int64_t j = 0; j < n; j += 16) {
     const I code = nearest_whole(min(max(load(x + j) * inverse + 1.5F, F{}), splat(3.0F)));
     const F error = load(x + j) - (to_floats(code) - splat(1.5F)) * step;
-    errors = fma(error, error, errors);
+    F& own = errors[j < major ? 0 : 1];
+    own = fma(error, error, own);
     const uint32_t word = two_bit_word(as_bits(code));
-    std::memcpy(out + 4 + j / 4, &word, sizeof word);
+    std::memcpy(out + HeadScan::kResidualHeader + j / 4, &word, sizeof word);
   }
-  // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`.
-  const float left = root_up(sum(errors), columns, missed) + missed * 0x1p-22F;
-  head[1] = bf16_down((missed - left) * (1 - 0x1p-22F));
-  if (head[1] == 0) {
-    head[0] = 0;  // it would lead away
+  float nearer[2];
+  for (int part = 0; part < 2; ++part) {
+    // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`. A part that the levels missed
+    // nothing of is farther away with the residual, since no bits stand for zero.
+    const float left = root_up(sum(errors[part]), columns, /*most=*/1.0F) + missed[part] * 0x1p-22F;
+    const float difference = missed[part] - left;
+    nearer[part] = difference - std::fabs(difference) * 0x1p-22F;
+    head[1 + part] = bf16_down(nearer[part]);
+  }
+  if (step == 0 || (nearer[0] <= 0 && nearer[1] <= 0)) {
+    std::memset(head, 0, sizeof head);  // it would lead away
   }
   std::memcpy(out, head, sizeof head);
 }
@@ -234,7 +248,7 @@ void write_block(const RowCodes (&rows)[16], int64_t groups, uint8_t* block) {
       }
       group[256 + r] = rows[r].scales[g];
     }
-    for (int64_t part = 0; part < 4; ++part) {
+    for (int64_t part = 0; part < 5; ++part) {
       std::memcpy(group + 32 * part + 2 * r, &rows[r].footer[part], 2);
     }
   }
@@ -261,7 +275,8 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
     }
     const F outliers = encode_outliers(scratch, columns, codes[r]);
     const F rest = encode_rest(levels, scratch + kScanOutliers, columns, codes[r]);
-    encode_residual(scratch + kScanOutliers, columns, widen(Bf16{codes[r].footer[3]}),
+    encode_residual(scratch + kScanOutliers, columns,
+                    {widen(Bf16{codes[r].footer[3]}), widen(Bf16{codes[r].footer[4]})},
                     residuals + r * shape.residual_stride());
     const float squares = max(sum(outliers + rest), sum(whole));
     largest_norm = max(largest_norm, root_up(squares, columns, /*most=*/1.0F));

@@ -74,8 +74,9 @@ GEMMA_TORCH_INLINE void scan_block(const uint8_t* p, int64_t groups, const ScanI
     const auto* footer = reinterpret_cast<const Bf16*>(p) + part * kPartLanes;
     const PartF scale = load_part(footer) * in.x.scales[0];
     const PartF value = fma(outliers[part][0], scale, rest[part] * load_part(footer + 16));
+    const PartF minor = fma(load_part(footer + 64), splat_part(in.minor_norm), value + in.slack);
     bound[part] = fma(load_part(footer + 32), splat_part(in.outlier_norm),
-                      fma(load_part(footer + 48), splat_part(in.rest_norm), value + in.slack));
+                      fma(load_part(footer + 48), splat_part(in.major_norm), minor));
   }
 }
 
@@ -138,14 +139,15 @@ void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanI
   for (int64_t i = 0; i < count; ++i) {
     ahead(i + kRowsAhead);
     const uint8_t* p = head.residuals + ids[i] * stride;
-    Bf16 parts[2];
+    Bf16 parts[3];
     std::memcpy(parts, p, sizeof parts);
-    const float step = widen(parts[0]), nearer = widen(parts[1]) * in.rest_norm;
+    const float step = widen(parts[0]);
+    const float major = widen(parts[1]) * in.major_norm, minor = widen(parts[2]) * in.minor_norm;
     const auto bits = static_cast<float>(dot_two_bits(p, stride, in.planes, low));
     const float value = step * (bits * in.rest_unit - in.middle);
     // A few roundings of numbers of these sizes.
-    const float slack = step * in.step_slack + (std::fabs(upper[i]) + nearer + std::fabs(value)) * 0x1p-21F;
-    upper[i] = upper[i] - nearer + value + slack;
+    const float sizes = std::fabs(upper[i]) + std::fabs(major) + std::fabs(minor) + std::fabs(value);
+    upper[i] = upper[i] - major - minor + value + step * in.step_slack + sizes * 0x1p-21F;
   }
 }
 

@@ -16,7 +16,6 @@ constexpr double kMissed = 0.506;
 // r (count) in 16 bits. Returns a bound of the sum of what the rounding misses; `sizes` is that of r's.
 double fill_planes(
     const HeadScan& head, const float* r, int64_t count, double sizes, ScanInput& input) {
-  constexpr int64_t kHeader = 4;  // bytes of a residual row before its numbers
   float most = 0;
   for (int64_t j = 0; j < count; ++j) {
     most = std::max(most, std::fabs(r[j]));
@@ -28,7 +27,7 @@ double fill_planes(
   }
   const float factor = kLargestValue / most;
   for (int64_t j = 0; j < count; ++j) {
-    const int64_t byte = kHeader + j / 4;
+    const int64_t byte = HeadScan::kResidualHeader + j / 4;
     int8_t* const at = input.planes + byte / 64 * 256 + j % 4 * 64 + byte % 64;
     const auto value = static_cast<int32_t>(std::lrintf(r[j] * factor));
     const int32_t high = (value + 128) >> 8;
@@ -42,9 +41,12 @@ double fill_planes(
 
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   constexpr double kUp = 1 + 1e-6;  // covers the rounding of what is computed here, and to float
-  double outliers = 0, rest = 0, missed = 0, sum = 0, sizes = 0;
+  const int64_t minor_begin = kScanOutliers + 32 * head.major_groups();
+  double outliers = 0, major = 0, minor = 0, missed = 0, sum = 0, sizes = 0;
   for (int64_t j = 0; j < head.columns; ++j) {
-    (j < kScanOutliers ? outliers : rest) += static_cast<double>(x[j]) * x[j];
+    (j < kScanOutliers ? outliers
+     : j < minor_begin ? major
+                       : minor) += static_cast<double>(x[j]) * x[j];
     sum += j < kScanOutliers ? 0.0 : x[j];
     sizes += j < kScanOutliers ? 0.0 : std::fabs(x[j]);
   }
@@ -54,14 +56,14 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
     const double half = unit < 1e-34 ? kLargestValue * unit : kMissed * unit;
     missed += 32 * half * half;
   }
-  const double norm = std::sqrt(outliers + rest);
+  const double norm = std::sqrt(outliers + major + minor);
   // |w~.(x - x~)| <= |w~| |x - x~|. A float32 sum of n products, in any order, is off by at most n 2^-24 / (1 - n
   // 2^-24) times the sum of their sizes, which is at most |w| |x|: once for the full head's kernel with n = columns,
   // once for the scan with fewer than `columns` + 64 operations.
   const double roundings = 2.0 * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24);
   input.middle = static_cast<float>(1.5 * sum);
-  // rho.r = step (sum of bits r - middle). Bits are at most 3: so much times what is missed of r, and with the middle
-  // 4.5 times r's sizes, which no more than `columns` operations round.
+  // rho.[a, b] = step (sum of bits times them - middle). Bits are at most 3: so much times what is missed of them, and with
+  // the middle 4.5 times their sizes, which no more than `columns` operations round.
   const double left_out =
       fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, sizes, input);
   input.step_slack = static_cast<float>(
@@ -69,7 +71,8 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
           1.01 +
       1e-37);
   input.outlier_norm = static_cast<float>(std::sqrt(outliers) * kUp);
-  input.rest_norm = static_cast<float>(std::sqrt(rest) * kUp);
+  input.major_norm = static_cast<float>(std::sqrt(major) * kUp);
+  input.minor_norm = static_cast<float>(std::sqrt(minor) * kUp);
   input.slack =
       static_cast<float>(head.largest_norm *
                          (std::sqrt(missed) + roundings * (norm + std::sqrt(missed))) * kUp * 1.01);
