@@ -152,9 +152,7 @@ GEMMA_TORCH_INLINE F encode_outliers(const float* x, int64_t columns, RowCodes& 
 }
 
 // x becomes what the levels miss.
-GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns, RowCodes& out) {
-  HeadScan shape;
-  shape.columns = columns;
+GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, const HeadScan& shape, RowCodes& out) {
   const int64_t groups = shape.groups(), major_groups = shape.major_groups();
   F sizes = {};
   for (int64_t j = 0; j < 32 * groups; j += 16) {
@@ -191,17 +189,15 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, int64_t columns
     }
   }
   for (int part = 0; part < 2; ++part) {
-    out.footer[3 + part] = bf16_up(root_up(sum(errors[part]), columns, most));
+    out.footer[3 + part] = bf16_up(root_up(sum(errors[part]), shape.columns, most));
   }
   return squares;
 }
 
 // The residual x of a row, whose two parts' norms are at most `missed`. It is spread about evenly, with some tails: the
 // step that serves it best is a little below its root mean square.
-GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, const float (&missed)[2], uint8_t* out) {
-  HeadScan shape;
-  shape.columns = columns;
-  const int64_t n = columns - kScanOutliers, major = 32 * shape.major_groups();
+GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, const float (&missed)[2], uint8_t* out) {
+  const int64_t n = shape.columns - kScanOutliers, major = 32 * shape.major_groups();
   F squares = {};
   for (int64_t j = 0; j < n; j += 16) {
     squares = fma(load(x + j), load(x + j), squares);
@@ -222,7 +218,7 @@ GEMMA_TORCH_INLINE void encode_residual(const float* x, int64_t columns, const f
   for (int part = 0; part < 2; ++part) {
     // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`. A part that the levels missed
     // nothing of is farther away with the residual, since no bits stand for zero.
-    const float left = root_up(sum(errors[part]), columns, /*most=*/1.0F) + missed[part] * 0x1p-22F;
+    const float left = root_up(sum(errors[part]), shape.columns, /*most=*/1.0F) + missed[part] * 0x1p-22F;
     const float difference = missed[part] - left;
     nearer[part] = difference - std::fabs(difference) * 0x1p-22F;
     head[1 + part] = bf16_down(nearer[part]);
@@ -274,8 +270,8 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
       whole = fma(x, x, whole);
     }
     const F outliers = encode_outliers(scratch, columns, codes[r]);
-    const F rest = encode_rest(levels, scratch + kScanOutliers, columns, codes[r]);
-    encode_residual(scratch + kScanOutliers, columns,
+    const F rest = encode_rest(levels, scratch + kScanOutliers, shape, codes[r]);
+    encode_residual(scratch + kScanOutliers, shape,
                     {widen(Bf16{codes[r].footer[3]}), widen(Bf16{codes[r].footer[4]})},
                     residuals + r * shape.residual_stride());
     const float squares = max(sum(outliers + rest), sum(whole));

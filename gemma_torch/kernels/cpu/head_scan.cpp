@@ -42,13 +42,19 @@ double fill_planes(
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   constexpr double kUp = 1 + 1e-6;  // covers the rounding of what is computed here, and to float
   const int64_t minor_begin = kScanOutliers + 32 * head.major_groups();
-  double outliers = 0, major = 0, minor = 0, missed = 0, sum = 0, sizes = 0;
-  for (int64_t j = 0; j < head.columns; ++j) {
-    (j < kScanOutliers ? outliers
-     : j < minor_begin ? major
-                       : minor) += static_cast<double>(x[j]) * x[j];
-    sum += j < kScanOutliers ? 0.0 : x[j];
-    sizes += j < kScanOutliers ? 0.0 : std::fabs(x[j]);
+  const auto squares = [&](int64_t begin, int64_t end) {
+    double total = 0;
+    for (int64_t j = begin; j < end; ++j) {
+      total += static_cast<double>(x[j]) * x[j];
+    }
+    return total;
+  };
+  const double outliers = squares(0, kScanOutliers), major = squares(kScanOutliers, minor_begin),
+               minor = squares(minor_begin, head.columns);
+  double missed = 0, sum = 0, sizes = 0;
+  for (int64_t j = kScanOutliers; j < head.columns; ++j) {
+    sum += x[j];
+    sizes += std::fabs(x[j]);
   }
   for (int64_t g = 0; g < head.columns / 32; ++g) {
     // Groups below 1e-30 became zeros: there it is all of it.
