@@ -46,7 +46,7 @@ TEST_CASE("the fused engine equals the modules in float32, however the text is c
   const auto want = wide->forward(ids);
   for (const int64_t piece : {1, 5, 8, 9, 33, 60}) {
     for (const int64_t chunk : {7, 512}) {
-      for (const int threads : {1, 2, 3}) {
+      for (const int threads : {1, 2, 3, 5}) {
         CAPTURE(piece, chunk, threads);
         auto options = exact(threads);
         options.chunk = chunk;

@@ -102,7 +102,7 @@ FusedEngine::FusedEngine(Gemma3Model model, const EngineOptions& options)
 FusedEngine::~FusedEngine() = default;
 
 void FusedEngine::repack() {
-  pack_ = std::make_shared<const Pack>(model_, format_);
+  pack_ = std::make_shared<const Pack>(model_, format_, team_.size());
 }
 
 void FusedEngine::ensure_current() {

@@ -83,7 +83,7 @@ class FusedEngine : public Engine {
   kernels::Range seen_positions(bool full, int64_t b, int64_t position) const;
   void store_key_value(int64_t layer, int64_t b, int64_t position, float* key, const float* value);
   void row_attention(const Pass& pass, int64_t layer, Worker& worker, int i);
-  void merge_attention(const Pass& pass, Worker& worker, int i);
+  void merge_attention(const Pass& pass, kernels::Range columns, Worker& worker);
   KeySpan key_span(const Pass& pass, bool full) const;
   template <typename T>
   void place_token(const Pass& pass, int64_t layer, int64_t row, Chunk<T>& chunk, int i);

@@ -131,18 +131,15 @@ void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int
   }
 }
 
-// The columns of z that this thread's slices of out_proj take, from all threads' parts.
-void FusedEngine::merge_attention(const Pass& pass, Worker& worker, int i) {
+// Some columns of z, those that this thread's part of out_proj takes, from all threads' parts.
+void FusedEngine::merge_attention(const Pass& pass, Range columns, Worker& worker) {
   const auto& cfg = model_->cfg;
   const auto D = cfg.head_dim, H = cfg.n_heads;
   const auto& b = *buffers_;
-  const auto slices = team_.share(H * D / kernels::kSliceColumns, i);
-  const auto begin = slices.begin * kernels::kSliceColumns,
-             end = slices.end * kernels::kSliceColumns;
   for (int64_t r = 0; r < pass.rows(batch()); ++r) {
-    for (int64_t j = begin; j < end;) {
+    for (int64_t j = columns.begin; j < columns.end;) {
       const auto h = j / D;
-      const auto stop = std::min(end, (h + 1) * D);
+      const auto stop = std::min(columns.end, (h + 1) * D);
       const auto at = [&](int64_t part) {
         return static_cast<size_t>((part * kernels::kMaxRows + r) * H + h);
       };

@@ -4,46 +4,33 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "gemma_torch/engine/fused_state.h"
 
 namespace gemma_torch {
 namespace {
 
-using kernels::Range;
-
-// y += w x, for the columns of `slices` and the rows of `blocks`.
-struct Product {
-  const kernels::Packed& w;
-  Range slices, blocks;
-};
-
-// The columns of `slices` as products with w take them.
+// Makes rows of activations what products with w take: as they are, or in 16 bits.
 void prepare(const kernels::FusedKernels& kernel,
              const kernels::Packed& w,
-             Range slices,
-             const float* x,
-             int64_t rows,
-             const QuantizedRows& quantized) {
+             const kernels::Rows& x) {
   if (w.format != kernels::Format::kLossless12) {
-    const auto begin = slices.begin * w.slice;
-    const auto count = (slices.end - slices.begin) * w.slice;
-    for (int64_t r = 0; r < rows; ++r) {
-      kernel.quantize(x + r * w.columns + begin, count, quantized.from(r, begin));
+    for (int64_t r = 0; r < x.count; ++r) {
+      kernel.quantize(x.x + r * x.stride, w.columns, x.quantized[r]);
     }
   }
 }
 
-void run(const kernels::FusedKernels& kernel,
-         const Product& p,
-         const float* x,
-         int64_t rows,
-         const QuantizedRows& quantized,
-         float* y,
-         int64_t y_stride) {
-  prepare(kernel, p.w, p.slices, x, rows, quantized);
-  kernel.product(p.w, p.slices, p.blocks, {rows, x, p.w.columns, quantized.views()}, y, y_stride);
+// y = w x, for prepared rows.
+void multiply(const kernels::FusedKernels& kernel,
+              const kernels::Packed& w,
+              const kernels::Rows& x,
+              float* y,
+              int64_t y_stride) {
+  for (int64_t r = 0; r < x.count; ++r) {
+    std::fill_n(y + r * y_stride, w.rows, 0.0F);
+  }
+  kernel.product(w, {0, w.slices()}, {0, w.blocks()}, x, y, y_stride);
 }
 
 }  // namespace
@@ -65,6 +52,11 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
   auto& worker = b.workers[static_cast<size_t>(i)];
   float* const out_part = b.out_parts.data() + i * kernels::kMaxRows * E;
   float* const down_part = b.down_parts.data() + i * kernels::kMaxRows * E;
+  const auto prepared = [&](const kernels::Packed& w, const float* x, int64_t stride) {
+    const kernels::Rows all{rows, x, stride, worker.quantized.views()};
+    prepare(kernel_, w, all);
+    return all;
+  };
   const auto lap = [&](const char* kernel) {
     if (i == 0) {
       clock_.lap(kernel);
@@ -74,7 +66,7 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
     embed(pass, r, worker.x.data() + r * E);
   }
   lap("embedding, angles");
-  const auto units = team_.share(F / kernels::kSliceColumns, i);  // 64 of the hidden ones
+  const auto part = static_cast<size_t>(i);
   for (int64_t l = 0; l < cfg.n_layers; ++l) {
     const auto& layer = pack_->layers()[static_cast<size_t>(l)];
     const auto norm = [&](const float* scale) {
@@ -91,44 +83,25 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
     team_.barrier();
     lap("attention");
 
-    merge_attention(pass, worker, i);
-    const auto z_slices = team_.share(layer.out.slices(), i);
-    std::memset(out_part, 0, static_cast<size_t>(rows * E) * sizeof(float));
-    run(kernel_,
-        {layer.out, {z_slices.begin, z_slices.end}, {0, layer.out.blocks()}},
-        worker.z.data(),
-        rows,
-        worker.quantized,
-        out_part,
-        E);
+    const auto& out = layer.out.parts[part];
+    const auto z = layer.out.begin[part];
+    merge_attention(pass, {z, layer.out.begin[part + 1]}, worker);
+    const auto heads = prepared(out, worker.z.data() + z, layer.out.columns);
+    multiply(kernel_, out, heads, out_part, E);
     team_.barrier();
     lap("out_proj");
 
     sum_parts(b.out_parts, rows, layer.post_attn_norm, worker);
     norm(layer.pre_ff_norm);
-    const auto width = (units.end - units.begin) * kernels::kSliceColumns;
-    std::fill_n(worker.gate_up.data(), rows * 2 * F, 0.0F);
-    run(kernel_,
-        {layer.gate_up, {0, 1}, {units.begin * 8, units.end * 8}},
-        worker.h.data(),
-        rows,
-        worker.quantized,
-        worker.gate_up.data(),
-        2 * F);
+    // Its gates and ups stay with the thread, for its columns of fc3.
+    const auto& gate_up = layer.gate_up.parts[part];
+    const auto& down = layer.down.parts[part];
+    multiply(kernel_, gate_up, prepared(gate_up, worker.h.data(), E), worker.gate_up.data(), 2 * F);
     for (int64_t r = 0; r < rows; ++r) {
-      const auto first = units.begin * kernels::kSliceColumns;
-      kernel_.gelu_mul(
-          worker.gate_up.data() + r * 2 * F + 2 * first, worker.act.data() + r * F + first, width);
+      kernel_.gelu_mul(worker.gate_up.data() + r * 2 * F, worker.act.data() + r * F, down.columns);
     }
     lap("norms, gate, up, gelu");
-    std::memset(down_part, 0, static_cast<size_t>(rows * E) * sizeof(float));
-    run(kernel_,
-        {layer.down, {units.begin, units.end}, {0, layer.down.blocks()}},
-        worker.act.data(),
-        rows,
-        worker.quantized,
-        down_part,
-        E);
+    multiply(kernel_, down, prepared(down, worker.act.data(), F), down_part, E);
     team_.barrier();
     lap("down");
     sum_parts(b.down_parts, rows, layer.post_ff_norm, worker);
@@ -138,25 +111,15 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
   }
 }
 
-// A thread's share of the rows of queries, of keys and of values: of each, so that all threads read as many bytes,
+// A thread's part of the rows of queries, of keys and of values: of each, so that all threads read as many bytes,
 // whatever their formats, and take as much from each other.
 void FusedEngine::multiply_qkv(const LayerPack& layer, int64_t rows, Worker& worker, int i) {
-  const auto width = qkv_width();
-  prepare(kernel_, layer.qkv[0], {0, 1}, worker.h.data(), rows, worker.quantized);
+  const auto part = static_cast<size_t>(i);
+  const kernels::Rows x{rows, worker.h.data(), model_->cfg.emb_dim, worker.quantized.views()};
+  prepare(kernel_, layer.qkv[0].parts[part], x);
   float* y = buffers_->qkv.data();
   for (const auto& w : layer.qkv) {
-    const auto own = team_.share(w.blocks(), i);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::fill(y + r * width + own.begin * kernels::kBlockRows,
-                y + r * width + own.end * kernels::kBlockRows,
-                0.0F);
-    }
-    kernel_.product(w,
-                    {0, 1},
-                    {own.begin, own.end},
-                    {rows, worker.h.data(), w.columns, worker.quantized.views()},
-                    y,
-                    width);
+    multiply(kernel_, w.parts[part], x, y + w.begin[part], qkv_width());
     y += w.rows;
   }
 }

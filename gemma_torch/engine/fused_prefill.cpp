@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "gemma_torch/base/memory.h"
 #include "gemma_torch/engine/fused_chunk.h"
@@ -13,21 +13,21 @@ namespace gemma_torch {
 namespace {
 
 using kernels::FusedKernels;
-using kernels::Packed;
 
-// a (padded, columns) w^T, for one w or several below each other: pairs of blocks, 32 rows of w, as threads claim them.
+// a (padded, columns) w^T, for one w or several below each other: pairs of blocks, 32 rows of w, as threads claim them,
+// whosever parts those lie in.
 template <typename T>
 struct Product {
   const FusedKernels& kernel;
-  std::span<const Packed> w;
+  std::span<const PackedParts> w;
   const T* a;
   int64_t padded;
   T* panels;  // this thread's
 
   int64_t rows() const {
     int64_t sum = 0;
-    for (const auto& part : w) {
-      sum += part.rows;
+    for (const auto& matrix : w) {
+      sum += matrix.rows;
     }
     return sum;
   }
@@ -35,11 +35,24 @@ struct Product {
 
 // A pair of blocks of one matrix; none past the last.
 struct BlockPair {
-  const Packed* w = nullptr;
+  const PackedParts* w = nullptr;
   int64_t index = 0;
+
+  // The parts it lies in, [first, last), of which no other pair has a block; and where in them.
+  std::pair<size_t, size_t> parts() const {
+    if (w->cut == PackedParts::Cut::kColumns) {
+      return {0, w->parts.size()};
+    }
+    const auto i = w->part_of(2 * index * kernels::kBlockRows);
+    return {i, i + 1};
+  }
+  int64_t first_block(size_t part) const {
+    return 2 * index -
+           (w->cut == PackedParts::Cut::kRows ? w->begin[part] / kernels::kBlockRows : 0);
+  }
 };
-BlockPair find_pair(std::span<const Packed> parts, int64_t pair) {
-  for (const auto& w : parts) {
+BlockPair find_pair(std::span<const PackedParts> matrices, int64_t pair) {
+  for (const auto& w : matrices) {
     if (pair < w.blocks() / 2) {
       return {&w, pair};
     }
@@ -48,34 +61,55 @@ BlockPair find_pair(std::span<const Packed> parts, int64_t pair) {
   return {};
 }
 
+// Both blocks of a pair as panels of all columns.
+template <typename T>
+void make_panels(const FusedKernels& kernel, const BlockPair& pair, T* const panels[2]) {
+  const auto [first, last] = pair.parts();
+  for (auto i = first; i < last; ++i) {
+    const auto column = pair.w->cut == PackedParts::Cut::kColumns ? pair.w->begin[i] : 0;
+    for (int64_t n = 0; n < 2; ++n) {
+      Typed<T>::panel(kernel,
+                      pair.w->parts[i],
+                      pair.first_block(i) + n,
+                      panels[n] + column * kernels::kBlockRows);
+    }
+  }
+}
+
 // Asks for the weights of the next pair while this one's products run, so that its panels are made from the second
 // cache: memory and arithmetic would take turns otherwise.
 class Ahead {
  public:
-  Ahead(const BlockPair& pair, int64_t steps) {
+  Ahead(const BlockPair& pair, int64_t steps) : pair_(pair) {
     if (pair.w != nullptr) {
-      const auto& w = *pair.w;
-      next_ = w.cells + 2 * pair.index * w.stride();
-      pitch_ = w.blocks() * w.stride();
+      part_ = pair.parts().first;
+      const auto& w = pair.w->parts[part_];
       lines_ = (2 * w.stride() + 63) / 64;
-      left_ = w.slices() * lines_;
+      left_ = lines_ * (pair.w->cut == PackedParts::Cut::kRows ? 1 : pair.w->columns / w.slice);
       step_ = (left_ + steps - 1) / steps;
     }
   }
 
   void step() {
     for (int64_t n = std::min(step_, left_); n > 0; --n, --left_) {
-      kernels::prefetch_later(next_ + line_ * 64);
+      while (slice_ == pair_.w->parts[part_].slices()) {
+        ++part_;
+        slice_ = 0;
+      }
+      const auto& w = pair_.w->parts[part_];
+      kernels::prefetch_later(
+          w.cells + (slice_ * w.blocks() + pair_.first_block(part_)) * w.stride() + line_ * 64);
       if (++line_ == lines_) {
         line_ = 0;
-        next_ += pitch_;
+        ++slice_;
       }
     }
   }
 
  private:
-  const uint8_t* next_ = nullptr;
-  int64_t pitch_ = 0, lines_ = 0, left_ = 0, step_ = 0, line_ = 0;
+  BlockPair pair_;
+  size_t part_ = 0;
+  int64_t slice_ = 0, line_ = 0, lines_ = 0, left_ = 0, step_ = 0;
 };
 
 // The columns of pair p of the result begin at place(p), c_stride from row to row; done(p, c) follows when they are there.
@@ -86,14 +120,12 @@ void run(kernels::Team& team,
          const Place& place,
          const Done& done) {
   const auto k = p.w[0].columns;
-  const T* const panels[2] = {p.panels, p.panels + k * 16};
+  T* const panels[2] = {p.panels, p.panels + k * 16};
   const auto pairs = p.rows() / kTile;
   for (auto pair = team.claim(); pair < pairs;) {
     const auto next = team.claim();
     Ahead ahead(find_pair(p.w, next), p.padded / kTile);
-    const auto at = find_pair(p.w, pair);
-    Typed<T>::panel(p.kernel, *at.w, 2 * at.index, p.panels);
-    Typed<T>::panel(p.kernel, *at.w, 2 * at.index + 1, p.panels + k * 16);
+    make_panels(p.kernel, find_pair(p.w, pair), panels);
     float* const c = place(pair);
     for (int64_t row = 0; row < p.padded; row += kTile) {
       ahead.step();
@@ -208,7 +240,7 @@ void FusedEngine::chunk_worker(const Pass& pass, float* hidden, Chunk<T>& chunk,
       x[j] += wide[j];
     }
   };
-  const auto product = [&](std::span<const Packed> w, std::span<const T> a) {
+  const auto product = [&](std::span<const PackedParts> w, std::span<const T> a) {
     return Product<T>{kernel_, w, a.data(), chunk.padded, scratch.panels.data()};
   };
   for (auto row = mine.begin; row < mine.end; ++row) {

@@ -26,13 +26,6 @@ class QuantizedRows {
 
   const kernels::QuantizedRow* views() const { return views_.data(); }
 
-  /// Row r from column `begin` on.
-  kernels::QuantizedRow from(int64_t r, int64_t begin) const {
-    const auto& v = views_[static_cast<size_t>(r)];
-    return {
-        v.high + begin, v.low + begin, v.pairs + begin, v.sums + begin / 32, v.scales + begin / 32};
-  }
-
  private:
   std::vector<int8_t> high_, low_;
   std::vector<int16_t> pairs_;

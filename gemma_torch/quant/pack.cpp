@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/base/memory.h"
@@ -21,17 +22,13 @@ using kernels::kBlockRows;
 using kernels::kSliceColumns;
 using kernels::Packed;
 
-// One Linear, or two whose blocks come by turns.
-struct Pack::Source {
-  const char* name;  // of the first
-  std::vector<LinearImpl*> parts;
-
-  int64_t columns() const { return parts[0]->in_features; }
-  int64_t slice() const { return slice_of(name, columns()); }
-  int64_t rows() const { return static_cast<int64_t>(parts.size()) * parts[0]->out_features; }
-};
-
 namespace {
+
+constexpr size_t kLine = 64;
+
+size_t up_to_lines(int64_t bytes) {
+  return (static_cast<size_t>(bytes) + kLine - 1) / kLine * kLine;
+}
 
 const PackedLinearImpl* as_packed(const LinearImpl* linear) {
   return dynamic_cast<const PackedLinearImpl*>(linear);
@@ -48,6 +45,14 @@ Format format_of(const std::vector<LinearImpl*>& parts, Format asked) {
           "[pack] fc1 and fc2: expected one format, got two");
   }
   return format;
+}
+
+// What a part takes of its thread's stream: exponents, if any, then cells, each from a line of its own.
+size_t exponent_bytes(const Packed& w) {
+  return w.format == Format::kLossless12 ? up_to_lines(w.blocks() * w.slices()) : 0;
+}
+size_t part_bytes(const Packed& w) {
+  return exponent_bytes(w) + up_to_lines(w.blocks() * w.slices() * w.stride());
 }
 
 // A scan that lies in a file is read again with every token: it is copied.
@@ -81,6 +86,43 @@ std::string refuse_linear(const std::string& name, const LinearImpl& linear) {
 
 }  // namespace
 
+size_t PackedParts::part_of(int64_t at) const {
+  return static_cast<size_t>(std::upper_bound(begin.begin() + 1, begin.end() - 1, at) -
+                             (begin.begin() + 1));
+}
+
+// One Linear, or two whose blocks come by turns, and its parts without their cells.
+struct Pack::Source {
+  std::vector<LinearImpl*> linears;
+  PackedParts shared;
+
+  Source(const char* name,  // of the first
+         std::vector<LinearImpl*> given,
+         Format asked,
+         PackedParts::Cut cut,
+         int64_t unit,  // rows or columns that stay together
+         int threads)
+      : linears(std::move(given)) {
+    const bool by_rows = cut == PackedParts::Cut::kRows;
+    shared.cut = cut;
+    shared.columns = linears[0]->in_features;
+    shared.rows = static_cast<int64_t>(linears.size()) * linears[0]->out_features;
+    const auto units = (by_rows ? shared.rows : shared.columns) / unit;
+    for (int64_t i = 0; i <= threads; ++i) {
+      shared.begin.push_back(units * i / threads * unit);
+    }
+    for (size_t i = 0; i + 1 < shared.begin.size(); ++i) {
+      const auto count = shared.begin[i + 1] - shared.begin[i];
+      Packed part;
+      part.format = format_of(linears, asked);
+      part.rows = by_rows ? count : shared.rows;
+      part.columns = by_rows ? shared.columns : count;
+      part.slice = slice_of(name, shared.columns);
+      shared.parts.push_back(part);
+    }
+  }
+};
+
 std::string Pack::refusal(const Gemma3Model& given) {
   auto model = given;
   const auto& cfg = model->cfg;
@@ -110,7 +152,7 @@ std::string Pack::refusal(const Gemma3Model& given) {
   return reason;
 }
 
-Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
+Pack::Pack(Gemma3Model model, Format format, int threads) : model_(std::move(model)) {
   const auto reason = refusal(model_);
   check(reason.empty(),
         "[fused] expected a model that fits its kernels: {}. Hint: --engine eager",
@@ -127,107 +169,131 @@ Pack::Pack(Gemma3Model model, Format format) : model_(std::move(model)) {
     drop_resident(weight.const_data_ptr(), weight.nbytes());  // few rows are needed from here on
   }
   std::vector<std::vector<Source>> sources;
-  size_t bytes = 0;
+  std::vector<size_t> bytes(static_cast<size_t>(threads), 0);
   for (const auto& module : *model_->blocks) {
     auto& block = *module->as<TransformerBlockImpl>();
     auto& att = *block.att;
     auto& ff = *block.ff;
-    sources.push_back({{"W_query", {att.W_query.get()}},
-                       {"W_key", {att.W_key.get()}},
-                       {"W_value", {att.W_value.get()}},
-                       {"out_proj", {att.out_proj.get()}},
-                       {"fc1", {ff.fc1.get(), ff.fc2.get()}},
-                       {"fc3", {ff.fc3.get()}}});
-    for (const auto& source : sources.back()) {
-      const auto cells = source.rows() / kBlockRows * (source.columns() / source.slice());
-      bytes += static_cast<size_t>(
-          cells * kernels::cell_bytes(format_of(source.parts, format), source.slice()));
-    }
+    auto& layer = sources.emplace_back();
+    const auto share = [&](const char* name,
+                           std::vector<LinearImpl*> linears,
+                           PackedParts::Cut cut,
+                           int64_t unit) {
+      layer.emplace_back(name, std::move(linears), format, cut, unit, threads);
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        bytes[i] += part_bytes(layer.back().shared.parts[i]);
+      }
+    };
+    const auto by_rows = PackedParts::Cut::kRows, by_columns = PackedParts::Cut::kColumns;
+    share("W_query", {att.W_query.get()}, by_rows, 2 * kBlockRows);
+    share("W_key", {att.W_key.get()}, by_rows, 2 * kBlockRows);
+    share("W_value", {att.W_value.get()}, by_rows, 2 * kBlockRows);
+    share("out_proj", {att.out_proj.get()}, by_columns, kSliceColumns);
+    share("fc1", {ff.fc1.get(), ff.fc2.get()}, by_rows, 2 * kSliceColumns);
+    share("fc3", {ff.fc3.get()}, by_columns, kSliceColumns);
   }
-  arena_ = large_pages(bytes + 16'384);  // kernels ask for lines ahead of what they read
+  constexpr size_t kAhead = 16'384;  // kernels ask for lines ahead of what they read
+  arena_ = large_pages(std::accumulate(bytes.begin(), bytes.end(), kAhead));
+  auto* at = reinterpret_cast<uint8_t*>(arena_.get());
+  for (const auto length : bytes) {
+    streams_.push_back(at);
+    at += length;
+  }
   size_t layer = 0;
   for (const auto& module : *model_->blocks) {
     auto& block = *module->as<TransformerBlockImpl>();
     const auto& from = sources[layer++];
     LayerPack pack{};
-    pack.qkv = {add(from[0], format), add(from[1], format), add(from[2], format)};
-    pack.out = add(from[3], format);
-    pack.gate_up = add(from[4], format);
-    pack.down = add(from[5], format);
+    pack.qkv = {add(from[0]), add(from[1]), add(from[2])};
+    pack.out = add(from[3]);
+    pack.gate_up = add(from[4]);
+    pack.down = add(from[5]);
     pack.input_norm = add_norm(block.input_layernorm->scale);
     pack.post_attn_norm = add_norm(block.post_attention_layernorm->scale);
     pack.pre_ff_norm = add_norm(block.pre_feedforward_layernorm->scale);
     pack.post_ff_norm = add_norm(block.post_feedforward_layernorm->scale);
     pack.q_norm = block.att->q_norm ? add_norm(block.att->q_norm->scale) : nullptr;
     pack.k_norm = block.att->k_norm ? add_norm(block.att->k_norm->scale) : nullptr;
-    layers_.push_back(pack);
+    layers_.push_back(std::move(pack));
   }
   final_norm_ = add_norm(model_->final_norm->scale);
 }
 
-Packed Pack::add(const Source& source, Format asked) {
-  Packed w;
-  w.format = format_of(source.parts, asked);
-  w.rows = source.rows();
-  w.columns = source.columns();
-  w.slice = source.slice();
-  auto* cells = reinterpret_cast<uint8_t*>(arena_.get()) + arena_used_;
-  w.cells = cells;
-  const auto count = w.blocks() * w.slices();
-  arena_used_ += static_cast<size_t>(count * w.stride());
-  auto& exponents = exponents_.emplace_back(static_cast<size_t>(count));
-  std::vector<std::vector<Exception>> found(static_cast<size_t>(w.blocks()));
-  const auto encode = [&](int64_t cell, std::vector<Exception>& exceptions) {
-    const auto parts = static_cast<int64_t>(source.parts.size());
-    const auto* linear = source.parts[static_cast<size_t>(cell % w.blocks() % parts)];
-    const auto block = cell % w.blocks() / parts;
-    const auto slice = cell / w.blocks();
-    auto* to = cells + cell * w.stride();
+PackedParts Pack::add(const Source& source) {
+  auto shared = source.shared;
+  const bool by_rows = shared.cut == PackedParts::Cut::kRows;
+  std::vector<uint8_t*> exponents, cells;  // of each part
+  for (size_t i = 0; i < shared.parts.size(); ++i) {
+    auto& part = shared.parts[i];
+    exponents.push_back(streams_[i]);
+    cells.push_back(streams_[i] + exponent_bytes(part));
+    part.exponents = exponents.back();
+    part.cells = cells.back();
+    streams_[i] += part_bytes(part);
+  }
+  const auto slice = shared.parts[0].slice;
+  const auto all_slices = shared.columns / slice;
+  const auto linears = static_cast<int64_t>(source.linears.size());
+  const auto threads = shared.parts.size();
+  std::vector<std::vector<Exception>> found(static_cast<size_t>(shared.blocks()) * threads);
+  const auto encode = [&](int64_t block, int64_t s) {
+    const auto i = shared.part_of(by_rows ? block * kBlockRows : s * slice);
+    const auto& part = shared.parts[i];
+    const auto cell = by_rows ? s * part.blocks() + block - shared.begin[i] / kBlockRows
+                              : (s - shared.begin[i] / slice) * part.blocks() + block;
+    auto* to = cells[i] + cell * part.stride();
+    const auto* linear = source.linears[static_cast<size_t>(block % linears)];
+    const auto row = block / linears * kBlockRows;
     if (const auto* packed = as_packed(linear)) {
       const auto from = packed->packed();
       std::memcpy(to,
-                  from.cells + (slice * from.blocks() + block) * from.stride(),
-                  static_cast<size_t>(w.stride()));
+                  from.cells + (s * from.blocks() + row / kBlockRows) * from.stride(),
+                  static_cast<size_t>(part.stride()));
       return;
     }
     const auto* weight = static_cast<const Bf16*>(linear->weight.const_data_ptr());
     const Bf16* rows[kBlockRows];
     for (int64_t r = 0; r < kBlockRows; ++r) {
-      rows[r] = weight + (block * kBlockRows + r) * w.columns + slice * w.slice;
+      rows[r] = weight + (row + r) * shared.columns + s * slice;
     }
-    if (w.format == Format::kLossless12) {
-      exponents[static_cast<size_t>(cell)] =
-          encode_lossless(rows, w.slice, to, exceptions, static_cast<uint32_t>(cell));
+    if (part.format == Format::kLossless12) {
+      exponents[i][cell] = encode_lossless(rows,
+                                           slice,
+                                           to,
+                                           found[static_cast<size_t>(block) * threads + i],
+                                           static_cast<uint32_t>(cell));
     } else {
-      round_cell(rows, w.slice, to);
+      round_cell(rows, slice, to);
     }
   };
   // Block by block, each with all its slices: so the rows are read from end to end.
-  at::parallel_for(0, w.blocks(), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, shared.blocks(), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      for (int64_t slice = 0; slice < w.slices(); ++slice) {
-        encode(slice * w.blocks() + block, found[static_cast<size_t>(block)]);
+      for (int64_t s = 0; s < all_slices; ++s) {
+        encode(block, s);
       }
     }
   });
-  auto& exceptions = exceptions_.emplace_back();
-  for (const auto& part : found) {
-    exceptions.insert(exceptions.end(), part.begin(), part.end());
+  for (size_t i = 0; i < threads; ++i) {
+    auto& exceptions = exceptions_.emplace_back();
+    for (size_t n = i; n < found.size(); n += threads) {
+      exceptions.insert(exceptions.end(), found[n].begin(), found[n].end());
+    }
+    std::stable_sort(exceptions.begin(),
+                     exceptions.end(),
+                     [](const Exception& a, const Exception& b) { return a.cell < b.cell; });
+    auto& part = shared.parts[i];
+    part.exceptions = exceptions.data();
+    part.exception_count = static_cast<int64_t>(exceptions.size());
+    layer_bytes_ += part.bytes();
   }
-  std::stable_sort(exceptions.begin(),
-                   exceptions.end(),
-                   [](const Exception& a, const Exception& b) { return a.cell < b.cell; });
-  w.exponents = exponents.data();
-  w.exceptions = exceptions.data();
-  w.exception_count = static_cast<int64_t>(exceptions.size());
-  layer_bytes_ += w.bytes();
-  for (const auto* part : source.parts) {
-    const auto* packed = as_packed(part);
-    const auto& parameter = packed != nullptr ? packed->cells : part->weight;
+  for (const auto* linear : source.linears) {
+    const auto* packed = as_packed(linear);
+    const auto& parameter = packed != nullptr ? packed->cells : linear->weight;
     remember(parameter);
     drop_resident(parameter.const_data_ptr(), parameter.nbytes());
   }
-  return w;
+  return shared;
 }
 
 const float* Pack::add_norm(const torch::Tensor& weight) {

@@ -9,24 +9,40 @@
 
 namespace gemma_torch {
 
+/// A matrix (rows, columns) cut into one part for each thread, by rows or by columns; `begin` has where they begin, and
+/// the end of the last. There are empty ones if there are more threads than things to share.
+struct PackedParts {
+  enum class Cut : uint8_t { kRows, kColumns };
+  Cut cut = Cut::kRows;
+  int64_t rows = 0, columns = 0;
+  std::vector<kernels::Packed> parts;  // (threads)
+  std::vector<int64_t> begin;          // (threads + 1) rows or columns
+
+  int64_t blocks() const { return rows / kernels::kBlockRows; }
+  /// The part that has a row or column.
+  size_t part_of(int64_t at) const;
+};
+
 /// One layer's weights as the fused kernels read them.
 struct LayerPack {
-  std::array<kernels::Packed, 3> qkv;  // queries, keys and values, one slice each
-  kernels::Packed out;                 // out_proj, slices of 64 columns
-  kernels::Packed gate_up;             // 16 rows of fc1 and 16 of fc2 by turns, one slice
-  kernels::Packed down;                // fc3, slices of 64 columns
+  std::array<PackedParts, 3> qkv;  // queries, keys and values, cut by rows, 32 at a time
+  PackedParts out;                 // out_proj, cut by columns, 64 at a time
+  PackedParts gate_up;             // 16 rows of fc1 and 16 of fc2 by turns, cut where `down` is
+  PackedParts down;                // fc3, cut by columns, 64 at a time
   // 1 + weight, float32
   const float *input_norm, *post_attn_norm, *pre_ff_norm, *post_ff_norm;  // (E)
   const float *q_norm, *k_norm;  // (D); null without qk_norm
 };
 
-/// A model's weights in execution order on 2 MiB pages, made from its parameters: bfloat16 ones become kLossless12,
-/// bit for bit, or are rounded to kInt8 where asked; packed ones (PackedLinear) are copied. The embedding, row-major,
-/// is the model's own.
+/// A model's weights on 2 MiB pages, made from its parameters: bfloat16 ones become kLossless12, bit for bit, or are
+/// rounded to kInt8 where asked; packed ones (PackedLinear) are copied. Each thread's parts of all matrices follow one
+/// another in execution order: what fetches ahead for it then goes on from one to the next, where it takes some 20 KB
+/// to come up to speed in a new place. The embedding, row-major, is the model's own.
 class Pack {
  public:
-  /// Throws: Error if the model has what the kernels do not take (sizes, dtype, device), naming it.
-  Pack(Gemma3Model model, kernels::Format format);
+  /// threads: how many share each matrix. Throws: Error if the model has what the kernels do not take (sizes, dtype,
+  /// device), naming it.
+  Pack(Gemma3Model model, kernels::Format format, int threads);
 
   /// Empty, or why the fused engine cannot run this model.
   static std::string refusal(const Gemma3Model& model);
@@ -44,7 +60,7 @@ class Pack {
 
  private:
   struct Source;
-  kernels::Packed add(const Source& source, kernels::Format format);
+  PackedParts add(const Source& source);
   const float* add_norm(const torch::Tensor& weight);
   void remember(const torch::Tensor& parameter);
 
@@ -55,8 +71,7 @@ class Pack {
   int64_t layer_bytes_ = 0;
   std::string format_;
   std::shared_ptr<std::byte> arena_;
-  size_t arena_used_ = 0;
-  std::vector<std::vector<uint8_t>> exponents_;
+  std::vector<uint8_t*> streams_;  // (threads) where the next part goes
   std::vector<std::vector<kernels::Exception>> exceptions_;
   std::vector<std::vector<float>> norms_;
   struct Seen {

@@ -476,17 +476,30 @@ GEMMA_TORCH_INLINE const Exception* first_exception(const Packed& w, uint32_t ce
   return e;
 }
 
-// What the cells of a range have no code for.
-void add_exceptions(const Packed& w, Range slices, Range blocks, const Rows& x, Output out) {
-  const Exception* const end = w.exceptions + w.exception_count;
-  for (int64_t s = slices.begin; s < slices.end; ++s) {
-    const auto first = static_cast<uint32_t>(s * w.blocks() + blocks.begin);
-    const auto last = static_cast<uint32_t>(s * w.blocks() + blocks.end);
-    for (const Exception* e = first_exception(w, first); e != end && e->cell < last; ++e) {
-      const int64_t row = (static_cast<int64_t>(e->cell) - s * w.blocks()) * kBlockRows + e->row;
-      for (int64_t m = 0; m < x.count; ++m) {
-        out.y[m * out.stride + row] += widen(e->value) * x.x[m * x.stride + s * w.slice + e->column];
-      }
+// Exceptions of the cells [first, last).
+struct Exceptions {
+  const Exception *begin, *end;
+};
+GEMMA_TORCH_INLINE Exceptions exceptions_of(const Packed& w, int64_t first, int64_t last) {
+  const auto at = [&](int64_t cell) {
+    return cell == 0                        ? w.exceptions
+           : cell == w.blocks() * w.slices() ? w.exceptions + w.exception_count
+                                             : first_exception(w, static_cast<uint32_t>(cell));
+  };
+  return {at(first), at(last)};
+}
+
+// What some cells have no code for. Block and slice of a cell are counted up rather than divided for.
+void add_exceptions(const Packed& w, Exceptions some, const Rows& x, Output out) {
+  int64_t slice = 0, first = 0;  // cell of the slice
+  for (const Exception* e = some.begin; e != some.end; ++e) {
+    const auto cell = static_cast<int64_t>(e->cell);
+    for (; cell >= first + w.blocks(); ++slice) {
+      first += w.blocks();
+    }
+    const int64_t row = (cell - first) * kBlockRows + e->row;
+    for (int64_t m = 0; m < x.count; ++m) {
+      out.y[m * out.stride + row] += widen(e->value) * x.x[m * x.stride + slice * w.slice + e->column];
     }
   }
 }
@@ -515,12 +528,36 @@ void product_any(const Packed& w, Range slices, Range blocks, const Rows& x, Out
   }
 }
 
+// Exceptions are few, but rarely in any cache: those of whole slices are asked for before the last of them.
+void product_lossless(const Packed& w, Range slices, Range blocks, const Rows& x, Output out) {
+  constexpr auto kFormat = Format::kLossless12;
+  if (w.exception_count == 0 || slices.begin >= slices.end) {
+    return product_any<kFormat>(w, slices, blocks, x, out);
+  }
+  if (blocks.begin > 0 || blocks.end < w.blocks()) {
+    product_any<kFormat>(w, slices, blocks, x, out);
+    for (int64_t s = slices.begin; s < slices.end; ++s) {
+      add_exceptions(w, exceptions_of(w, s * w.blocks() + blocks.begin, s * w.blocks() + blocks.end), x, out);
+    }
+    return;
+  }
+  const auto some = exceptions_of(w, slices.begin * w.blocks(), slices.end * w.blocks());
+  const Range last{slices.end - 1, slices.end};
+  product_any<kFormat>(w, {slices.begin, last.begin}, blocks, x, out);
+  constexpr int64_t kMost = 4096;
+  const auto bytes = static_cast<int64_t>(some.end - some.begin) * static_cast<int64_t>(sizeof(Exception));
+  for (int64_t i = 0; i < bytes && i < kMost; i += 64) {
+    prefetch_later(reinterpret_cast<const char*>(some.begin) + i);
+  }
+  product_any<kFormat>(w, last, blocks, x, out);
+  add_exceptions(w, some, x, out);
+}
+
 void product(const Packed& w, Range slices, Range blocks, const Rows& x, float* y, int64_t y_stride) {
   const Output out{y, y_stride};
   switch (w.format) {
     case Format::kLossless12:
-      product_any<Format::kLossless12>(w, slices, blocks, x, out);
-      return add_exceptions(w, slices, blocks, x, out);
+      return product_lossless(w, slices, blocks, x, out);
     case Format::kLevels4:
       return product_any<Format::kLevels4>(w, slices, blocks, x, out);
     case Format::kInt5:
