@@ -30,7 +30,8 @@ KvCacheOptions cache_options(const EngineOptions& options) {
           .capacity = options.capacity,
           .chunk = options.chunk,
           .device = c10::kCPU,
-          .dtype = options.kv_dtype.value_or(c10::kBFloat16)};
+          .dtype = options.kv_dtype.value_or(c10::kBFloat16),
+          .paired = true};
 }
 
 std::vector<float> inverse_frequencies(int64_t head_dim, double base, double scaling) {

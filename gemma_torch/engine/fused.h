@@ -81,7 +81,9 @@ class FusedEngine : public Engine {
   void make_queries(int64_t layer, int64_t t, const float* qkv, float* q) const;
   void make_keys(int64_t layer, int64_t t, const float* qkv, float* k) const;
   kernels::Range seen_positions(bool full, int64_t b, int64_t position) const;
-  void store_key_value(int64_t layer, int64_t b, int64_t position, float* key, const float* value);
+  void* pairs_of(int64_t layer, int64_t owner, int64_t slot);
+  void store_key_value(
+      int64_t layer, int64_t b, int64_t position, const float* key, const float* value);
   void row_attention(const Pass& pass, int64_t layer, Worker& worker, int i);
   void merge_attention(const Pass& pass, kernels::Range columns, Worker& worker);
   KeySpan key_span(const Pass& pass, bool full) const;

@@ -60,21 +60,30 @@ Range FusedEngine::seen_positions(bool full, int64_t b, int64_t position) const 
   return {std::min(low, position), position + 1};  // itself always, padding too
 }
 
+// Where the keys and values of one row and group (`owner`, of (B, G)) stand from a slot on: (.., 2, D).
+void* FusedEngine::pairs_of(int64_t layer, int64_t owner, int64_t slot) {
+  const auto& pairs = cache_.layer(layer).pairs;  // (B, G, slots, 2, D)
+  const auto element = static_cast<int64_t>(pairs.element_size());
+  return static_cast<char*>(pairs.mutable_data_ptr()) +
+         (owner * pairs.stride(1) + slot * pairs.stride(2)) * element;
+}
+
 void FusedEngine::store_key_value(
-    int64_t layer, int64_t b, int64_t position, float* key, const float* value) {
+    int64_t layer, int64_t b, int64_t position, const float* key, const float* value) {
   const auto& cfg = model_->cfg;
   const bool full = is_full(layer);
-  auto& cache = cache_.layer(layer);
-  const auto D = cfg.head_dim, slots = cache.keys.size(2);
+  const auto D = cfg.head_dim;
   const auto slot = full ? position : position % cache_.ring();
-  for (int64_t g = 0; g < cfg.n_kv_groups; ++g) {
-    const auto at = ((b * cfg.n_kv_groups + g) * slots + slot) * D;
+  for (int64_t g = 0; g < cfg.n_kv_groups; ++g, key += D, value += D) {
+    void* const pair = pairs_of(layer, b * cfg.n_kv_groups + g, slot);
     if (cache_.options().dtype == c10::kFloat) {
-      std::copy_n(key + g * D, D, static_cast<float*>(cache.keys.mutable_data_ptr()) + at);
-      std::copy_n(value + g * D, D, static_cast<float*>(cache.values.mutable_data_ptr()) + at);
+      auto* const to = static_cast<float*>(pair);
+      std::copy_n(key, D, to);
+      std::copy_n(value, D, to + D);
     } else {
-      kernel_.to_bf16(key + g * D, static_cast<Bf16*>(cache.keys.mutable_data_ptr()) + at, D);
-      kernel_.to_bf16(value + g * D, static_cast<Bf16*>(cache.values.mutable_data_ptr()) + at, D);
+      auto* const to = static_cast<Bf16*>(pair);
+      kernel_.to_bf16(key, to, D);
+      kernel_.to_bf16(value, to + D, D);
     }
   }
 }
@@ -100,19 +109,14 @@ void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int
   if (!one) {
     team_.barrier();
   }
-  auto& cache = cache_.layer(l);
   const bool wide = cache_.options().dtype == c10::kFloat;
-  const auto slots = cache.keys.size(2), heads = H / G;
-  const auto element = static_cast<int64_t>(cache.keys.element_size());
+  const auto heads = H / G;
   for (int64_t r = 0; r < rows; ++r) {
     const auto seen = seen_positions(full, r / pass.T, pass.position + r % pass.T);
     const auto share = team_.share(seen.end - seen.begin, i);
     const Range part{seen.begin + share.begin, seen.begin + share.end};
     for (int64_t g = 0; g < G; ++g) {
-      const auto offset = (r / pass.T * G + g) * slots * D * element;
-      kernels::Seen what{static_cast<const char*>(cache.keys.const_data_ptr()) + offset,
-                         static_cast<const char*>(cache.values.const_data_ptr()) + offset,
-                         {part, {0, 0}}};
+      kernels::Seen what{pairs_of(l, r / pass.T * G + g, 0), {part, {0, 0}}};
       const auto ring = cache_.ring();
       if (!full && part.end > part.begin) {
         const auto begin = part.begin % ring;
@@ -198,34 +202,27 @@ void FusedEngine::make_panels(int64_t l, const KeySpan& span, int64_t unit, Chun
   const auto D = cfg.head_dim;
   const auto tiles = span.padded / kTile;
   const auto owner = unit / tiles, first = unit % tiles * kTile;  // of (B, G); within the span
-  auto& cache = cache_.layer(l);
-  const auto slots = cache.keys.size(2);
   T* const key_panels = chunk.key_panels.data() + owner * span.padded * D;
   T* const value_panels = chunk.value_panels.data() + owner * span.padded * D;
   const auto copy = [&](auto zero) {
     using S = decltype(zero);
-    const auto* keys = static_cast<const S*>(cache.keys.const_data_ptr()) + owner * slots * D;
-    const auto* values = static_cast<const S*>(cache.values.const_data_ptr()) + owner * slots * D;
     const auto& panels = Typed<T>::panels(kernel_, zero);
     const auto count = std::clamp<int64_t>(span.count - first, 0, kTile);
     const auto slot = full ? span.low + first : (span.low + first) % cache_.ring();
+    const auto pairs_at = [&](int64_t n) { return static_cast<const S*>(pairs_of(l, owner, n)); };
+    const S* keys = pairs_at(slot);
     std::vector<S> unwrapped;                     // rarely needed: twice a layer at most
     if (!full && slot + count > cache_.ring()) {  // the ring's end is within: lay it straight
       unwrapped.resize(static_cast<size_t>(2 * kTile * D));
       for (int64_t n = 0; n < count; ++n) {
-        const auto from = (slot + n) % cache_.ring() * D;
-        std::copy_n(keys + from, D, unwrapped.data() + n * D);
-        std::copy_n(values + from, D, unwrapped.data() + (kTile + n) * D);
+        std::copy_n(pairs_at((slot + n) % cache_.ring()), 2 * D, unwrapped.data() + n * 2 * D);
       }
       keys = unwrapped.data();
-      values = unwrapped.data() + kTile * D;
-    } else {
-      keys += slot * D;
-      values += slot * D;
     }
-    panels.key(keys, std::min<int64_t>(count, 16), D, key_panels + first * D);
-    panels.key(keys + 16 * D, std::max<int64_t>(count - 16, 0), D, key_panels + (first + 16) * D);
-    panels.values(values, count, D, span.padded, value_panels + first * 16);
+    const auto some = std::min<int64_t>(count, 16);
+    panels.key(keys, 2 * D, some, D, key_panels + first * D);
+    panels.key(keys + 16 * 2 * D, 2 * D, count - some, D, key_panels + (first + 16) * D);
+    panels.values(keys + D, 2 * D, count, D, span.padded, value_panels + first * 16);
   };
   cache_.options().dtype == c10::kFloat ? copy(0.0F) : copy(Bf16{});
 }

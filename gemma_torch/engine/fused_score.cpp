@@ -80,11 +80,11 @@ at::Tensor FusedEngine::log_prob(const at::Tensor& targets) {
         const auto* table = pack_->head() + pair * kTile * E;
         const auto first = std::min<int64_t>(rows, 16), second = rows - first;
         if (bf16_products_) {
-          kernel_.panels_bf16_bf16.key(table, first, E, narrow.data());
-          kernel_.panels_bf16_bf16.key(table + 16 * E, second, E, narrow.data() + 16 * E);
+          kernel_.panels_bf16_bf16.key(table, E, first, E, narrow.data());
+          kernel_.panels_bf16_bf16.key(table + 16 * E, E, second, E, narrow.data() + 16 * E);
         } else {
-          kernel_.panels_f32_bf16.key(table, first, E, wide.data());
-          kernel_.panels_f32_bf16.key(table + 16 * E, second, E, wide.data() + 16 * E);
+          kernel_.panels_f32_bf16.key(table, E, first, E, wide.data());
+          kernel_.panels_f32_bf16.key(table + 16 * E, E, second, E, wide.data() + 16 * E);
         }
         for (int64_t n = 0; n < count; n += kTile) {
           if (bf16_products_) {

@@ -26,6 +26,11 @@ int64_t rounded_up(int64_t length, int64_t most) {
 LayerCache::LayerCache(at::Tensor given_keys, at::Tensor given_values)
     : keys(std::move(given_keys)), values(std::move(given_values)) {}
 
+LayerCache::LayerCache(at::Tensor given_pairs)
+    : LayerCache(given_pairs.select(/*dim=*/3, 0), given_pairs.select(/*dim=*/3, 1)) {
+  pairs = std::move(given_pairs);
+}
+
 std::pair<at::Tensor, at::Tensor> LayerCache::update(const at::Tensor& k,
                                                      const at::Tensor& v,
                                                      const Stored& stored) {
@@ -55,23 +60,28 @@ KvCache::KvCache(const Gemma3Config& cfg, const KvCacheOptions& options)
   const auto slots_of = [&](LayerType type) {
     return (type == LayerType::kFullAttention ? options.capacity : ring_) + 1;
   };
-  const auto row = options.batch * cfg_.n_kv_groups * cfg_.head_dim;
+  const auto B = options.batch, G = cfg_.n_kv_groups, D = cfg_.head_dim;
   int64_t total = 0;
   for (const auto type : cfg_.layer_types) {
-    total += 2 * row * slots_of(type);
+    total += 2 * B * G * slots_of(type) * D;
   }
   // One piece for all layers: on large pages it has few of them, and no remainder in each layer.
   const auto all = options.device.is_cpu() ? zeros_on_large_pages({total}, options.dtype)
                                            : at::zeros({total}, kv);
   int64_t used = 0;
-  const auto next = [&](int64_t slots) {
-    const auto piece = all.narrow(/*dim=*/0, used, row * slots);
-    used += row * slots;
-    return piece.view({options.batch, cfg_.n_kv_groups, slots, cfg_.head_dim});
+  const auto next = [&](at::IntArrayRef shape) {
+    const auto n = c10::multiply_integers(shape);
+    used += n;
+    return all.narrow(/*dim=*/0, used - n, n).view(shape);
   };
   for (const auto type : cfg_.layer_types) {
-    const auto keys = next(slots_of(type));
-    layers_.emplace_back(keys, next(slots_of(type)));
+    const auto slots = slots_of(type);
+    if (options.paired) {
+      layers_.emplace_back(next({B, G, slots, 2, D}));
+    } else {
+      const auto keys = next({B, G, slots, D});
+      layers_.emplace_back(keys, next({B, G, slots, D}));
+    }
   }
 }
 

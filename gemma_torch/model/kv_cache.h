@@ -25,10 +25,11 @@ struct Placement {
   Stored global, local;  // full and sliding layers
 };
 
-/// Keys and values of one layer, preallocated: (B, G, slots, D).
+/// Keys and values of one layer, preallocated: (B, G, slots, D) each.
 class LayerCache {
  public:
   LayerCache(at::Tensor keys, at::Tensor values);
+  explicit LayerCache(at::Tensor pairs);
 
   /// Writes keys and values (B, G, T, D) of the new tokens to their slots, then gives those of all S slots that
   /// the call may meet, (B, G, S, D) in slot order and in the dtype given.
@@ -37,6 +38,8 @@ class LayerCache {
                                            const Stored& stored);
 
   at::Tensor keys, values;
+  at::Tensor
+      pairs;  // (B, G, slots, 2, D), of which keys and values are views; undefined unless KvCacheOptions::paired
 };
 
 struct KvCacheOptions {
@@ -45,6 +48,8 @@ struct KvCacheOptions {
   int64_t chunk = 512;      // most tokens of one call
   c10::Device device = c10::kCPU;
   c10::ScalarType dtype = c10::kBFloat16;
+  /// A key and its value side by side, for a reader that meets both at once.
+  bool paired = false;
   /// Its tensors stay the same ones for good, `first` among them, for a recorded graph that reads and writes them.
   bool fixed = false;
 };

@@ -53,10 +53,7 @@ void attend_tile(const QueryTile<T>& tile, const Gemm& how, T* out, int64_t out_
         const auto seen = (key >= tile.first[r]) & (key <= tile.last[r]);
         store(row + i, select(seen, load(row + i), splat(-INFINITY)));
       }
-      soften(row, keys, D, most[r], total[r], z + r * D);
-      for (int64_t i = 0; i < keys; i += 16) {
-        store(weights + r * kTileKeys + i, load(row + i));
-      }
+      soften(row, keys, D, most[r], total[r], z + r * D, weights + r * kTileKeys);
     }
     for (int64_t r = tile.rows; r < 32; ++r) {
       std::memset(weights + r * kTileKeys, 0, sizeof(T) * kTileKeys);
@@ -75,15 +72,15 @@ void attend_tile(const QueryTile<T>& tile, const Gemm& how, T* out, int64_t out_
   }
 }
 
-// 16 keys (D numbers each) as a panel with k = D: rows become lanes. Rows past `count` are zeros.
+// 16 keys (D numbers each, `stride` apart) as a panel with k = D: rows become lanes. Rows past `count` are zeros.
 template <typename T, typename S>
-void key_panel(const S* rows, int64_t count, int64_t D, T* panel) {
+void key_panel(const S* rows, int64_t stride, int64_t count, int64_t D, T* panel) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 2 && sizeof(S) == 2) {
     // Pairs of numbers are moved as one: lane r gathers pair j of row r.
     alignas(64) int32_t at[16];
     for (int64_t r = 0; r < 16; ++r) {
-      at[r] = static_cast<int32_t>((r < count ? r : 0) * D / 2);
+      at[r] = static_cast<int32_t>((r < count ? r : 0) * stride / 2);
     }
     const auto mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
     const __m512i index = load_as<__m512i>(at);
@@ -96,20 +93,20 @@ void key_panel(const S* rows, int64_t count, int64_t D, T* panel) {
   for (int64_t j = 0; j < D; j += 2) {
     float even[16] = {}, odd[16] = {};
     for (int64_t r = 0; r < count; ++r) {
-      even[r] = widen(rows[r * D + j]);
-      odd[r] = widen(rows[r * D + j + 1]);
+      even[r] = widen(rows[r * stride + j]);
+      odd[r] = widen(rows[r * stride + j + 1]);
     }
     put_pair(panel, j, 0, load(even), load(odd));
   }
 }
 
-// 32 values (D numbers each) to their place in panels of 16 columns with k = values, `keys` of them in all.
+// 32 values (D numbers each, `stride` apart) to their place in panels of 16 columns with k = values, `keys` of them in all.
 template <typename T, typename S>
-void value_panels(const S* rows, int64_t count, int64_t D, int64_t keys, T* panels) {
+void value_panels(const S* rows, int64_t stride, int64_t count, int64_t D, int64_t keys, T* panels) {
   for (int64_t j = 0; j < D; j += 16) {
     for (int64_t i = 0; i < 32; i += 2) {
-      put_pair(panels + j * keys, i, 0, i < count ? load(rows + i * D + j) : F{},
-               i + 1 < count ? load(rows + (i + 1) * D + j) : F{});
+      put_pair(panels + j * keys, i, 0, i < count ? load(rows + i * stride + j) : F{},
+               i + 1 < count ? load(rows + (i + 1) * stride + j) : F{});
     }
   }
 }

@@ -32,13 +32,13 @@ struct Range {
 
 /// Keys and values of one row and one group, and which of them a query sees.
 struct Seen {
-  const void* keys;    // (slots, D) float32 or bfloat16
-  const void* values;  // (slots, D)
-  Range slots[2];      // those seen, in up to two runs
+  const void* pairs;  // (slots, 2, D) float32 or bfloat16, a key and its value
+  Range slots[2];     // those seen, in up to two runs
 };
 
 /// What attention to a part of the keys gives, to be merged: for each query head the largest score, the sum of
-/// e^(score - largest), and the sum of values so weighted.
+/// e^(score - largest), and the sum of values so weighted. Keys and values in bfloat16 meet queries and weights
+/// rounded to bfloat16, in float32 sums; the sum of weights is that of the rounded ones.
 struct Partial {
   float* largest;  // (heads)
   float* sum;      // (heads)
@@ -84,10 +84,11 @@ struct QueryTile {
   int32_t first[32], last[32];  // the keys a row sees
 };
 
+/// Rows of D numbers are `stride` numbers apart.
 template <typename T, typename S>
 struct KeyValuePanels {
-  void (*key)(const S* rows, int64_t count, int64_t D, T* panel);
-  void (*values)(const S* rows, int64_t count, int64_t D, int64_t keys, T* panels);
+  void (*key)(const S* rows, int64_t stride, int64_t count, int64_t D, T* panel);
+  void (*values)(const S* rows, int64_t stride, int64_t count, int64_t D, int64_t keys, T* panels);
 };
 
 /// Kernels of the fused engine, for one instruction set. Everything is float32 but what is said to be otherwise. None
@@ -109,7 +110,7 @@ struct FusedKernels {
   void (*gelu_mul)(const float* gate_up, float* y, int64_t n);
   void (*to_bf16)(const float* x, Bf16* y, int64_t n);
   void (*from_bf16)(const Bf16* x, float* y, int64_t n);
-  /// Attention of `heads` queries (heads, D) to what is seen. D is a multiple of 16.
+  /// Attention of `heads` queries (heads, D) to what is seen. D is a multiple of 32, at most kMaxHeadDim.
   void (*attend_f32)(
       const float* q, int64_t heads, int64_t D, const Seen& seen, const Partial& out);
   void (*attend_bf16)(
