@@ -12,8 +12,9 @@
 namespace gemma_torch {
 
 /// The whole model in a few kernels over a Pack, on the CPU. Weights as they are (bfloat16 bit for bit, or codes),
-/// everything else in float32, but for the keys and values (kv_dtype, bfloat16 by default) and the products of more
-/// than kMaxRows tokens (products, bfloat16 by default where the CPU has an instruction for it).
+/// everything else in float32, but for keys and values and the queries and weights that meet them (kv_dtype, bfloat16 by
+/// default) and the products of more than kMaxRows tokens (products, bfloat16 by default where the CPU has an instruction
+/// for it).
 class FusedEngine : public Engine {
  public:
   FusedEngine(Gemma3Model model, const EngineOptions& options);
