@@ -38,8 +38,8 @@ class LayerCache {
                                            const Stored& stored);
 
   at::Tensor keys, values;
-  at::Tensor
-      pairs;  // (B, G, slots, 2, D), of which keys and values are views; undefined unless KvCacheOptions::paired
+  /// (B, G, slots, 2, D), of which keys and values are views; undefined unless KvCacheOptions::paired.
+  at::Tensor pairs;
 };
 
 struct KvCacheOptions {
