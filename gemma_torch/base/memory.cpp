@@ -16,13 +16,14 @@ namespace gemma_torch {
 
 std::shared_ptr<std::byte> large_pages(size_t bytes) {
   constexpr size_t kPage = size_t{2} << 20;
-  const size_t reserved = bytes + kPage;  // room to begin at a multiple of the page size
+  const size_t whole = (bytes + kPage - 1) / kPage * kPage;  // or the end would lie on small ones
+  const size_t reserved = whole + kPage;  // room to begin at a multiple of the page size
   void* address =
       ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   check(address != MAP_FAILED, "[memory] {} bytes: {}", bytes, std::strerror(errno));
   const auto start = (reinterpret_cast<uintptr_t>(address) + kPage - 1) / kPage * kPage;
 #ifdef MADV_HUGEPAGE  // Linux; elsewhere pages are what they are
-  ::madvise(reinterpret_cast<void*>(start), bytes, MADV_HUGEPAGE);
+  ::madvise(reinterpret_cast<void*>(start), whole, MADV_HUGEPAGE);
 #endif
   return {reinterpret_cast<std::byte*>(start),
           [address, reserved](std::byte*) { ::munmap(address, reserved); }};

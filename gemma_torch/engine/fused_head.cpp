@@ -18,8 +18,9 @@ using kernels::Bf16;
 using kernels::kBlockRows;
 using kernels::Range;
 
-// Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them.
-constexpr int64_t kScanPart = 128;
+// Blocks between two looks at their bounds: they fit the second cache, in which a batch's other rows find them, and are
+// read in some microseconds, which is what a thread may wait for another at the end.
+constexpr int64_t kScanPart = 32;
 
 // Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
 // look at their bounds.
@@ -54,7 +55,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   const auto blocks = scan.rows / kBlockRows;
   const auto threads = static_cast<size_t>(team_.size());
   if (top_ == nullptr) {
-    top_ = std::make_unique<TopState>();
+    top_ = std::make_unique<TopState>(team_.size());
     auto& s = *top_;
     for (int64_t b = 0; b < batch(); ++b) {
       s.inputs.emplace_back(1, model_->cfg.emb_dim);
@@ -94,13 +95,12 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   return s;
 }
 
-// One thread's part of the scan, and the rows in it that look best.
+// What one thread takes of the scan, and the rows in it that look best.
 void FusedEngine::scan_share(int i) {
   auto& s = *top_;
   const auto head = pack_->scan();
-  const auto share = team_.share(head.rows / kBlockRows, i);
-  for (int64_t begin = share.begin; begin < share.end; begin += kScanPart) {
-    const Range part{begin, std::min(begin + kScanPart, share.end)};
+  for (auto n = s.parts.next(i); n >= 0; n = s.parts.next(i)) {
+    const Range part{n * kScanPart, std::min((n + 1) * kScanPart, head.rows / kBlockRows)};
     for (size_t b = 0; b < s.bounds.size(); ++b) {
       float* const upper = s.upper[b].data();
       float* const block_upper = s.block_upper[b].data();
@@ -224,6 +224,7 @@ bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {
     kernel_.quantize(x, E, s.bounds[b].x);
     kernels::bound_scan(head, x, s.bounds[b]);
   }
+  s.parts.start((head.rows / kBlockRows + kScanPart - 1) / kScanPart);
   team_.run([&](int i) { scan_share(i); });
   clock_.lap("head: scan");
   best.clear();

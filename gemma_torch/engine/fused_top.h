@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gemma_torch/engine/fused_state.h"
+#include "gemma_torch/kernels/shares.h"
 
 namespace gemma_torch {
 
@@ -37,6 +38,9 @@ class Best {
 
 /// What top(k) keeps from call to call, so that none allocates.
 struct FusedEngine::TopState {
+  explicit TopState(int team) : parts(team) {}
+
+  kernels::Shares parts;                        // of the scan
   std::vector<QuantizedRows> inputs;            // (B)
   std::vector<kernels::ScanInput> bounds;       // (B)
   std::vector<std::vector<int8_t>> planes;      // (B) of (2, plane_bytes)

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check.h"
+#include "gemma_torch/kernels/shares.h"
 #include "gemma_torch/kernels/team.h"
 
 namespace gemma_torch::kernels::test {
@@ -57,6 +58,33 @@ void rounds_of_claims(Check& check, Team& team, int rounds) {
   }
 }
 
+// Every part is taken once, also where one thread sleeps over its share.
+void rounds_of_shares(Check& check, Team& team, int rounds) {
+  constexpr int64_t kParts = 61;
+  Shares shares(team.size());
+  std::vector<int> taken(index(kParts));
+  int64_t wrong = 0;
+  for (int round = 1; round <= rounds; ++round) {
+    const bool slow = round % (rounds / 4 + 1) == 0;
+    const auto parts = round % 2 == 0 ? kParts : team.size() - 1;  // a share may be empty
+    shares.start(parts);
+    std::atomic<int> late{0};
+    team.run([&](int i) {
+      for (auto n = shares.next(i); n >= 0; n = shares.next(i)) {
+        ++taken[index(n)];
+        if (slow && i == 0 && late++ == 0) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }
+      }
+    });
+    for (int64_t n = 0; n < kParts; ++n) {
+      wrong += taken[index(n)] == (n < parts ? 1 : 0) ? 0 : 1;
+      taken[index(n)] = 0;
+    }
+  }
+  check.near(static_cast<double>(wrong), 0, 0);
+}
+
 void rounds_of_runs(Check& check, Team& team, int rounds) {
   std::vector<int64_t> runs(index(team.size()));
   int64_t in_order = 0;
@@ -97,6 +125,7 @@ void check_team(Report& report, bool small) {
       const int n = small ? size.rounds / 20 : size.rounds;
       rounds_of_barriers(check, team, n);
       rounds_of_claims(check, team, n);
+      rounds_of_shares(check, team, n);
       rounds_of_runs(check, team, n);
       int64_t shared = 0;
       for (int i = 0; i < size.threads; ++i) {
@@ -106,6 +135,23 @@ void check_team(Report& report, bool small) {
       check.that(shared == 37);
     });
   }
+  report.check("a share from its front, then others' from their back", [&](Check& check) {
+    Shares shares(3);
+    shares.start(10);  // 0-2, 3-5, 6-9
+    const auto all = [&](int i, const std::vector<int64_t>& expected) {
+      for (const auto n : expected) {
+        check.near(static_cast<double>(shares.next(i)), static_cast<double>(n), 0);
+      }
+    };
+    all(1, {3, 4, 5, 9, 2, 8});
+    all(0, {0, 1, 7});
+    all(2, {6, -1});
+    all(0, {-1});
+    all(1, {-1, -1});
+    shares.start(1);
+    all(0, {0, -1});
+    all(1, {-1});
+  });
   report.check("teams come and go, pinned and not", [&](Check& check) {
     for (int i = 0; i < (small ? 10 : 200); ++i) {
       Team team(1 + i % 4, i % 2 == 1);
