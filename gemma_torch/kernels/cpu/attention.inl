@@ -1,7 +1,6 @@
 // Attention of the queries of one token to a part of the keys.
 
 #include <algorithm>
-#include <array>
 
 #include "gemma_torch/kernels/cpu/fused_kernels.h"
 #include "gemma_torch/kernels/cpu/lanes.h"
