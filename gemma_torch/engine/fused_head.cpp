@@ -55,7 +55,7 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
   const auto blocks = scan.rows / kBlockRows;
   const auto threads = static_cast<size_t>(team_.size());
   if (top_ == nullptr) {
-    top_ = std::make_unique<TopState>(team_.size());
+    top_ = std::make_unique<TopState>(team_);
     auto& s = *top_;
     for (int64_t b = 0; b < batch(); ++b) {
       s.inputs.emplace_back(1, model_->cfg.emb_dim);

@@ -38,7 +38,7 @@ class Best {
 
 /// What top(k) keeps from call to call, so that none allocates.
 struct FusedEngine::TopState {
-  explicit TopState(int team) : parts(team) {}
+  explicit TopState(const kernels::Team& team) : parts(team) {}
 
   kernels::Shares parts;                        // of the scan
   std::vector<QuantizedRows> inputs;            // (B)

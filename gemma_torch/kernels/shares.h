@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "gemma_torch/kernels/team.h"
+
 namespace gemma_torch::kernels {
 
 /// A job of many parts for a team. Each thread has a share of its own, which it takes from front to back, so that it
@@ -11,15 +13,15 @@ namespace gemma_torch::kernels {
 /// however fast each was. Every part is taken once.
 class Shares {
  public:
-  explicit Shares(int threads) : shares_(static_cast<size_t>(threads)) {}
+  explicit Shares(const Team& team) : team_(team), shares_(static_cast<size_t>(team.size())) {}
 
   /// Before the team's run: parts 0 .. parts - 1 (below 2^32), shared out evenly.
   void start(int64_t parts) {
-    const auto threads = static_cast<int64_t>(shares_.size());
-    for (int64_t i = 0; i < threads; ++i) {
+    for (int i = 0; i < team_.size(); ++i) {
       auto& share = shares_[static_cast<size_t>(i)];
-      share.begin = parts * i / threads;
-      share.end = parts * (i + 1) / threads;
+      const auto even = team_.share(parts, i);
+      share.begin = even.begin;
+      share.end = even.end;
       share.taken.store(0, std::memory_order_relaxed);
     }
   }
@@ -61,6 +63,7 @@ class Shares {
       return end - begin - static_cast<int64_t>(what % kBack) - static_cast<int64_t>(what / kBack);
     }
   };
+  const Team& team_;
   std::vector<Share> shares_;
 };
 

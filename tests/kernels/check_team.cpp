@@ -61,7 +61,7 @@ void rounds_of_claims(Check& check, Team& team, int rounds) {
 // Every part is taken once, also where one thread sleeps over its share.
 void rounds_of_shares(Check& check, Team& team, int rounds) {
   constexpr int64_t kParts = 61;
-  Shares shares(team.size());
+  Shares shares(team);
   std::vector<int> taken(index(kParts));
   int64_t wrong = 0;
   for (int round = 1; round <= rounds; ++round) {
@@ -136,7 +136,8 @@ void check_team(Report& report, bool small) {
     });
   }
   report.check("a share from its front, then others' from their back", [&](Check& check) {
-    Shares shares(3);
+    const Team team(3);
+    Shares shares(team);
     shares.start(10);  // 0-2, 3-5, 6-9
     const auto all = [&](int i, const std::vector<int64_t>& expected) {
       for (const auto n : expected) {
