@@ -50,7 +50,7 @@ json folder_config(const std::string& folder) {
 // What write_quantized puts into config.json; other libraries refuse the name.
 constexpr const char* kQuantMethod = "gemma_torch";
 // Of cells and scan: counted up when kernels/cpu/packed.h or head_scan.h change theirs.
-constexpr int kLayout = 3;
+constexpr int kLayout = 4;
 
 // Takes quantization_config out of the config.
 Formats take_formats(json& config, const std::string& folder) {

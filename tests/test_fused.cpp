@@ -1,6 +1,7 @@
 #include <ATen/Functions.h>
 #include <torch/utils.h>
 
+#include <limits>
 #include <thread>
 
 #include "gemma_torch/engine/fused.h"
@@ -154,6 +155,16 @@ TEST_CASE("top finds the best rows where others look better", "[fused]") {
     CHECK(at::equal(top.ids[0], best.flip(0)));
     CHECK((engine.survivors() == 0) == full_head);
   }
+}
+
+TEST_CASE("top of what is no number is the full head's too", "[fused]") {
+  const auto models = small_models();
+  const torch::NoGradGuard no_grad;
+  models.rounded->final_norm->scale.fill_(std::numeric_limits<float>::quiet_NaN());
+  FusedEngine engine(models.rounded, fused());
+  engine.append(some_ids(1, 9));
+  CHECK(engine.top(3).logits.isnan().all().item<bool>());
+  CHECK(engine.survivors() == 0);
 }
 
 TEST_CASE("greedy and sampled text is the same with both heads", "[fused]") {

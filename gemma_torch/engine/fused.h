@@ -97,12 +97,17 @@ class FusedEngine : public Engine {
       const Pass& pass, int64_t layer, const KeySpan& span, int64_t unit, Chunk<T>& chunk, int i);
 
   // fused_head.cpp
+  struct TopThread;
   struct TopState;
   void normalize(int64_t row, float* to) const;
   void normalize_last();
   TopState& prepare_top(int64_t k);
   void scan_share(int i);
   void score_share(size_t b, int i);
+  void score_likely(size_t b, int i);
+  void find_rows(size_t b, float bar, int i);
+  void score_found(size_t b, float bar, int i);
+  void score_rows(size_t b, const int32_t* rows, size_t count, float bar, TopThread& own);
   bool scan_top(int64_t k, std::vector<Candidate>& best);
   void full_logits(const float* x, int64_t count, float* y);
 

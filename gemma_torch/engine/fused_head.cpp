@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/fused_top.h"
 
@@ -25,6 +26,9 @@ constexpr int64_t kScanPart = 32;
 // Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
 // look at their bounds.
 constexpr size_t kPiece = 256, kFewRows = 32;
+
+// Blocks whose bounds a thread looks through at a time.
+constexpr int64_t kDealt = 128;
 
 }  // namespace
 
@@ -61,17 +65,18 @@ FusedEngine::TopState& FusedEngine::prepare_top(int64_t k) {
       s.inputs.emplace_back(1, model_->cfg.emb_dim);
       s.planes.emplace_back(static_cast<size_t>(2 * scan.plane_bytes()));
       s.bounds.push_back({.x = s.inputs.back().views()[0], .planes = s.planes.back().data()});
-      s.upper.emplace_back(static_cast<size_t>(scan.rows));
       s.block_upper.emplace_back(static_cast<size_t>(blocks));
     }
+    s.upper = zeros_on_large_pages({batch(), scan.rows}, at::kFloat);
     s.permuted.assign(static_cast<size_t>(batch()),
                       std::vector<float>(static_cast<size_t>(model_->cfg.emb_dim)));
     s.likely.assign(threads, std::vector<Best>(static_cast<size_t>(batch())));
     s.most_scored = static_cast<size_t>(scan.rows / 4);
+    s.most_pieces = scan.rows / static_cast<int64_t>(kPiece) + 1;
     s.threads.resize(threads);
-    const auto share = static_cast<size_t>(blocks / team_.size() + 1);
+    const auto share = static_cast<size_t>(blocks / team_.size() + kDealt);
     for (auto& thread : s.threads) {
-      thread.blocks.resize(share);
+      thread.blocks.resize(share + 16);
       thread.rows.resize((share + 1) * kBlockRows);
       thread.upper.resize(thread.rows.size());
     }
@@ -102,7 +107,7 @@ void FusedEngine::scan_share(int i) {
   for (auto n = s.parts.next(i); n >= 0; n = s.parts.next(i)) {
     const Range part{n * kScanPart, std::min((n + 1) * kScanPart, head.rows / kBlockRows)};
     for (size_t b = 0; b < s.bounds.size(); ++b) {
-      float* const upper = s.upper[b].data();
+      float* const upper = s.upper_of(b);
       float* const block_upper = s.block_upper[b].data();
       kernel_.scan(head, part, s.bounds[b], upper, block_upper);
       auto& best = s.likely[static_cast<size_t>(i)][b];
@@ -123,19 +128,25 @@ void FusedEngine::scan_share(int i) {
 // have found, unless that turns out to be too much.
 void FusedEngine::score_share(size_t b, int i) {
   auto& s = *top_;
+  s.threads[static_cast<size_t>(i)].scored.clear();
+  s.threads[static_cast<size_t>(i)].survivors = 0;
+  score_likely(b, i);
+  team_.barrier();
+  // Every thread finds the same bar.
+  auto& sorted = s.threads[static_cast<size_t>(i)].scores;
+  sorted.assign(s.first_scores.begin(), s.first_scores.end());
+  const auto kth = sorted.begin() + s.k - 1;
+  std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+  const float bar = *kth;
+  find_rows(b, bar, i);
+  team_.barrier();
+  score_found(b, bar, i);
+}
+
+// Of what all threads took for likely, the best; this thread scores its share of them.
+void FusedEngine::score_likely(size_t b, int i) {
+  auto& s = *top_;
   auto& own = s.threads[static_cast<size_t>(i)];
-  const auto head = pack_->scan();
-  const auto E = model_->cfg.emb_dim;
-  const float* const x = last_.data() + static_cast<int64_t>(b) * E;
-  float* const upper = s.upper[b].data();
-  const auto score = [&](const int32_t* rows, size_t count) {
-    own.scores.resize(count);
-    kernel_.dot_rows(pack_->head(), rows, 0, static_cast<int64_t>(count), x, E, own.scores.data());
-    for (size_t n = 0; n < count; ++n) {
-      own.scored.push_back({rows[n], own.scores[n]});
-    }
-  };
-  own.scored.clear();
   // Every thread finds the same rows, in the same order.
   auto& likely = own.likely;
   likely.clear();
@@ -154,22 +165,27 @@ void FusedEngine::score_share(size_t b, int i) {
     s.first_scores[at] = kNone;
     if (at < likely.size()) {
       own.rows[count++] = static_cast<int32_t>(likely[at].id);
-      upper[likely[at].id] = kNone;  // done with
+      s.upper_of(b)[likely[at].id] = kNone;  // done with
     }
   }
-  score(own.rows.data(), count);
+  score_rows(b, own.rows.data(), count, kNone, own);
   std::copy(own.scores.begin(), own.scores.end(), s.first_scores.begin() + some.begin);
-  team_.barrier();
-  // Every thread finds the same bar.
-  auto& sorted = own.scores;
-  sorted.assign(s.first_scores.begin(), s.first_scores.end());
-  const auto kth = sorted.begin() + s.k - 1;
-  std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
-  const float bar = *kth;
-  const auto share = team_.share(head.rows / kBlockRows, i);
-  const auto blocks =
-      kernel_.reach(s.block_upper[b].data(), {share.begin, share.end}, bar, own.blocks.data());
-  own.found = static_cast<size_t>(kernel_.reach_rows(upper,
+}
+
+// Rows whose bounds reach the bar. Tokens that are often among the best stand together, at the beginning of the
+// vocabulary: blocks are dealt out to the threads by turns.
+void FusedEngine::find_rows(size_t b, float bar, int i) {
+  auto& s = *top_;
+  auto& own = s.threads[static_cast<size_t>(i)];
+  const auto all = pack_->scan().rows / kBlockRows;
+  int64_t blocks = 0;
+  for (auto begin = i * kDealt; begin < all; begin += team_.size() * kDealt) {
+    blocks += kernel_.reach(s.block_upper[b].data(),
+                            {begin, std::min(begin + kDealt, all)},
+                            bar,
+                            own.blocks.data() + blocks);
+  }
+  own.found = static_cast<size_t>(kernel_.reach_rows(s.upper_of(b),
                                                      own.blocks.data(),
                                                      blocks,
                                                      bar,
@@ -179,36 +195,50 @@ void FusedEngine::score_share(size_t b, int i) {
   while (own.found > 0 && own.rows[own.found - 1] >= vocab_size()) {
     --own.found;  // the zeros that fill the last block
   }
-  team_.barrier();
-  // Tokens that are often among the best stand together, at the beginning of the vocabulary, so what one thread has
-  // found may be most of all: whoever is free takes the next piece.
-  const auto pieces = [](const auto& thread) { return (thread.found + kPiece - 1) / kPiece; };
-  auto from = s.threads.begin();
-  size_t before = 0;  // pieces of the threads before that one
-  for (;;) {
-    const auto piece = static_cast<size_t>(team_.claim());
-    while (from != s.threads.end() && piece >= before + pieces(*from)) {
-      before += pieces(*from++);
-    }
-    if (from == s.threads.end() || s.scored_rows > s.most_scored) {
-      return;
-    }
-    const auto begin = (piece - before) * kPiece;
-    int32_t* const rows = from->rows.data() + begin;
-    float* const bounds = from->upper.data() + begin;
-    count = std::min(kPiece, from->found - begin);
-    // Where they are many, most can be told from the best at less than half of what their rows cost.
-    if (count > kFewRows) {
-      kernel_.refine(head, rows, static_cast<int64_t>(count), s.bounds[b], bounds);
+  const auto first = i * s.most_pieces;
+  s.pieces.offer(i, first, first + static_cast<int64_t>((own.found + kPiece - 1) / kPiece));
+}
+
+void FusedEngine::score_found(size_t b, float bar, int i) {
+  auto& s = *top_;
+  for (auto n = s.pieces.next(i); n >= 0 && s.scored_rows <= s.most_scored; n = s.pieces.next(i)) {
+    auto& from = s.threads[static_cast<size_t>(n / s.most_pieces)];
+    const auto begin = static_cast<size_t>(n % s.most_pieces) * kPiece;
+    int32_t* const rows = from.rows.data() + begin;
+    float* const bounds = from.upper.data() + begin;
+    auto count = std::min(kPiece, from.found - begin);
+    // Where they are many, most can be told from the best at one line of memory, and most others at two more; a row of
+    // the head has twenty.
+    for (const auto part : {kernels::ScanPart::kMajor, kernels::ScanPart::kMinor}) {
+      if (count <= kFewRows) {
+        break;
+      }
+      kernel_.refine(pack_->scan(), part, rows, static_cast<int64_t>(count), s.bounds[b], bounds);
       size_t kept = 0;
-      for (size_t n = 0; n < count; ++n) {
-        rows[kept] = rows[n];
-        kept += bounds[n] >= bar ? 1 : 0;
+      for (size_t r = 0; r < count; ++r) {
+        rows[kept] = rows[r];
+        bounds[kept] = bounds[r];
+        kept += bounds[r] >= bar ? 1 : 0;
       }
       count = kept;
     }
     s.scored_rows += count;
-    score(rows, count);
+    score_rows(b, rows, count, bar, s.threads[static_cast<size_t>(i)]);
+  }
+}
+
+// As the full head scores them; those that reach the bar are kept.
+void FusedEngine::score_rows(
+    size_t b, const int32_t* rows, size_t count, float bar, TopThread& own) {
+  const auto E = model_->cfg.emb_dim;
+  const float* const x = last_.data() + static_cast<int64_t>(b) * E;
+  own.scores.resize(count);
+  kernel_.dot_rows(pack_->head(), rows, 0, static_cast<int64_t>(count), x, E, own.scores.data());
+  own.survivors += static_cast<int64_t>(count);
+  for (size_t n = 0; n < count; ++n) {
+    if (own.scores[n] >= bar) {
+      own.scored.push_back({rows[n], own.scores[n]});
+    }
   }
 }
 
@@ -231,15 +261,16 @@ bool FusedEngine::scan_top(int64_t k, std::vector<Candidate>& best) {
   for (size_t b = 0; b < s.bounds.size(); ++b) {
     s.scored_rows = 0;
     team_.run([&](int i) { score_share(b, i); });
-    if (s.scored_rows > s.most_scored) {
-      survivors_ = 0;
-      return false;
-    }
     s.merged.clear();
     for (const auto& thread : s.threads) {
       s.merged.insert(s.merged.end(), thread.scored.begin(), thread.scored.end());
+      survivors_ += thread.survivors;
     }
-    survivors_ += static_cast<int64_t>(s.merged.size());
+    // Fewer than k where logits are no numbers: nothing reaches anything then.
+    if (s.scored_rows > s.most_scored || s.merged.size() < static_cast<size_t>(k)) {
+      survivors_ = 0;
+      return false;
+    }
     std::partial_sort(s.merged.begin(), s.merged.begin() + k, s.merged.end(), is_better);
     best.insert(best.end(), s.merged.begin(), s.merged.begin() + k);
   }

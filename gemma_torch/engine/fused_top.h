@@ -36,31 +36,40 @@ class Best {
   std::vector<Candidate> heap_;
 };
 
+/// What one thread keeps of top(k).
+struct FusedEngine::TopThread {
+  std::vector<int32_t> blocks, rows;  // as long as they ever get; the first ones count
+  std::vector<float> upper, scores;
+  std::vector<Candidate> likely, scored;
+  size_t found = 0;       // rows of this thread's blocks that may be among the best
+  int64_t survivors = 0;  // rows that it scored
+};
+
 /// What top(k) keeps from call to call, so that none allocates.
 struct FusedEngine::TopState {
-  explicit TopState(const kernels::Team& team) : parts(team) {}
+  explicit TopState(const kernels::Team& team) : parts(team), pieces(team) {}
 
-  kernels::Shares parts;                        // of the scan
-  std::vector<QuantizedRows> inputs;            // (B)
-  std::vector<kernels::ScanInput> bounds;       // (B)
-  std::vector<std::vector<int8_t>> planes;      // (B) of (2, plane_bytes)
-  std::vector<std::vector<float>> permuted;     // (B) of (E), columns in the order of the scan
-  std::vector<std::vector<float>> upper;        // (B) of (V)
+  kernels::Shares parts;                     // of the scan
+  kernels::Shares pieces;                    // of the rows found
+  std::vector<QuantizedRows> inputs;         // (B)
+  std::vector<kernels::ScanInput> bounds;    // (B)
+  std::vector<std::vector<int8_t>> planes;   // (B) of (2, plane_bytes)
+  std::vector<std::vector<float>> permuted;  // (B) of (E), columns in the order of the scan
+  at::Tensor
+      upper;  // (B, V) float32, on large pages: rows that may be among the best stand anywhere
   std::vector<std::vector<float>> block_upper;  // (B) of (V / 16)
   std::vector<std::vector<Best>> likely;        // (threads) of (B)
-  struct PerThread {
-    std::vector<int32_t> blocks, rows;  // as long as they ever get; the first ones count
-    std::vector<float> upper, scores;
-    std::vector<Candidate> likely, scored;
-    size_t found = 0;  // rows of this thread's share that may be among the best
-  };
-  std::vector<PerThread> threads;
+  std::vector<TopThread> threads;
   std::vector<float> first_scores;  // (likely_rows)
   std::vector<Candidate> merged;
   size_t most_scored = 0;              // rows: reading the full head in order takes no longer
   std::atomic<size_t> scored_rows{0};  // by all threads, not counting those that were scored first
-  int64_t k = 0;                       // of this call
-  size_t likely_rows = 0;              // of this call: rows that are scored first
+  float* upper_of(size_t b) {
+    return upper.mutable_data_ptr<float>() + static_cast<int64_t>(b) * upper.size(1);
+  }
+  int64_t most_pieces = 0;  // that a thread can offer
+  int64_t k = 0;            // of this call
+  size_t likely_rows = 0;   // of this call: rows that are scored first
 };
 
 }  // namespace gemma_torch

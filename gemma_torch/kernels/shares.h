@@ -18,12 +18,17 @@ class Shares {
   /// Before the team's run: parts 0 .. parts - 1 (below 2^32), shared out evenly.
   void start(int64_t parts) {
     for (int i = 0; i < team_.size(); ++i) {
-      auto& share = shares_[static_cast<size_t>(i)];
       const auto even = team_.share(parts, i);
-      share.begin = even.begin;
-      share.end = even.end;
-      share.taken.store(0, std::memory_order_relaxed);
+      offer(i, even.begin, even.end);
     }
+  }
+
+  /// Or within it, each thread its own share before a barrier: parts begin .. end - 1, of numbers that no other has.
+  void offer(int i, int64_t begin, int64_t end) {
+    auto& share = shares_[static_cast<size_t>(i)];
+    share.begin = begin;
+    share.end = end;
+    share.taken.store(0, std::memory_order_relaxed);
   }
 
   /// Within it: a part for thread i, or -1 where none is left.

@@ -68,6 +68,7 @@ ScannedHeadImpl::ScannedHeadImpl(int64_t in, int64_t out, ScanTensors given)
   kernels::HeadScan shape;
   shape.columns = in;
   const auto blocks = (out + kBlockRows - 1) / kBlockRows;
+  shape.rows = blocks * kBlockRows;
   const auto check_bytes = [](const char* name, const at::Tensor& tensor, int64_t bytes) {
     check(tensor.scalar_type() == at::kByte && tensor.is_contiguous() && tensor.numel() == bytes,
           "[scan] {}: expected {} bytes, got {} of {}",
@@ -77,7 +78,7 @@ ScannedHeadImpl::ScannedHeadImpl(int64_t in, int64_t out, ScanTensors given)
           c10::toString(tensor.scalar_type()));
   };
   check_bytes("scan_blocks", scan.blocks, blocks * shape.stride());
-  check_bytes("scan_residuals", scan.residuals, blocks * kBlockRows * shape.residual_stride());
+  check_bytes("scan_residuals", scan.residuals, shape.residual_bytes());
   check(scan.order.scalar_type() == at::kInt && scan.order.numel() == in &&
             at::equal(std::get<0>(scan.order.sort()), at::arange(in, at::kInt)),
         "[scan] scan_order: expected the {} columns, each once",
@@ -108,13 +109,14 @@ ScanTensors make_scan(const Gemma3Model& model) {
   scan.order = column_order(model);
   kernels::HeadScan shape;
   shape.columns = columns;
+  shape.rows = count * kBlockRows;
   scan.blocks = zeros_on_large_pages({count * shape.stride()}, at::kByte);
-  const auto block_residuals = kBlockRows * shape.residual_stride();
-  scan.residuals = zeros_on_large_pages({count * block_residuals}, at::kByte);
+  scan.residuals = zeros_on_large_pages({shape.residual_bytes()}, at::kByte);
   const auto* table = static_cast<const Bf16*>(weight.const_data_ptr());
   const auto* order = scan.order.const_data_ptr<int32_t>();
   auto* blocks = scan.blocks.mutable_data_ptr<uint8_t>();
-  auto* residuals = scan.residuals.mutable_data_ptr<uint8_t>();
+  auto* major = scan.residuals.mutable_data_ptr<uint8_t>();
+  auto* minor = major + shape.rows * shape.major_stride();
   const auto& kernel = kernels::fused_kernels(kernels::best_isa());
   std::mutex mutex;
   float largest = 0;
@@ -132,7 +134,8 @@ ScanTensors make_scan(const Gemma3Model& model) {
                                          order,
                                          columns,
                                          blocks + b * shape.stride(),
-                                         residuals + b * block_residuals,
+                                         major + b * kBlockRows * shape.major_stride(),
+                                         minor + b * kBlockRows * shape.minor_stride(),
                                          scratch.data()));
     }
     const std::lock_guard lock(mutex);

@@ -1,6 +1,7 @@
 // Threads that work together: each job on every thread, barriers that hold, indices handed out
 // once.
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -152,6 +153,13 @@ void check_team(Report& report, bool small) {
     shares.start(1);
     all(0, {0, -1});
     all(1, {-1});
+    for (const auto& [i, begin, end] : {std::array{0, 100, 102}, {1, 200, 200}, {2, 300, 303}}) {
+      shares.offer(i, begin, end);
+    }
+    all(0, {100});
+    all(1, {302, 301});
+    all(2, {300, 101, -1});
+    all(0, {-1});
   });
   report.check("teams come and go, pinned and not", [&](Check& check) {
     for (int i = 0; i < (small ? 10 : 200); ++i) {

@@ -196,8 +196,9 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, const HeadScan&
 
 // The residual x of a row, whose two parts' norms are at most `missed`. It is spread about evenly, with some tails: the
 // step that serves it best is a little below its root mean square.
-GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, const float (&missed)[2], uint8_t* out) {
-  const int64_t n = shape.columns - kScanOutliers, major = 32 * shape.major_groups();
+GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, const float (&missed)[2],
+                                        uint8_t* major_row, uint8_t* minor_row) {
+  const int64_t n = shape.columns - kScanOutliers, major = shape.major_columns();
   F squares = {};
   for (int64_t j = 0; j < n; j += 16) {
     squares = fma(load(x + j), load(x + j), squares);
@@ -212,21 +213,17 @@ GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, c
     F& own = errors[j < major ? 0 : 1];
     own = fma(error, error, own);
     const uint32_t word = two_bit_word(as_bits(code));
-    std::memcpy(out + HeadScan::kResidualHeader + j / 4, &word, sizeof word);
+    uint8_t* const out = j < major ? major_row + HeadScan::kResidualHeader + j / 4 : minor_row + (j - major) / 4;
+    std::memcpy(out, &word, sizeof word);
   }
-  float nearer[2];
   for (int part = 0; part < 2; ++part) {
     // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`. A part that the levels missed
     // nothing of is farther away with the residual, since no bits stand for zero.
     const float left = root_up(sum(errors[part]), shape.columns, /*most=*/1.0F) + missed[part] * 0x1p-22F;
     const float difference = missed[part] - left;
-    nearer[part] = difference - std::fabs(difference) * 0x1p-22F;
-    head[1 + part] = bf16_down(nearer[part]);
+    head[1 + part] = bf16_down(difference - std::fabs(difference) * 0x1p-22F);
   }
-  if (step == 0 || (nearer[0] <= 0 && nearer[1] <= 0)) {
-    std::memset(head, 0, sizeof head);  // it would lead away
-  }
-  std::memcpy(out, head, sizeof head);
+  std::memcpy(major_row, head, sizeof head);
 }
 
 // Lays 16 rows' codes out as a block.
@@ -250,8 +247,8 @@ void write_block(const RowCodes (&rows)[16], int64_t groups, uint8_t* block) {
   }
 }
 
-float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns, uint8_t* block, uint8_t* residuals,
-                  float* scratch) {
+float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns, uint8_t* block,
+                  uint8_t* major_residuals, uint8_t* minor_residuals, float* scratch) {
   HeadScan shape;
   shape.columns = columns;
   const Levels levels;
@@ -273,7 +270,7 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
     const F rest = encode_rest(levels, scratch + kScanOutliers, shape, codes[r]);
     encode_residual(scratch + kScanOutliers, shape,
                     {widen(Bf16{codes[r].footer[3]}), widen(Bf16{codes[r].footer[4]})},
-                    residuals + r * shape.residual_stride());
+                    major_residuals + r * shape.major_stride(), minor_residuals + r * shape.minor_stride());
     const float squares = max(sum(outliers + rest), sum(whole));
     largest_norm = max(largest_norm, root_up(squares, columns, /*most=*/1.0F));
   }

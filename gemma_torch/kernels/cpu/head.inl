@@ -1,5 +1,7 @@
 // The output head: exact rows, and the scan over all rows.
 
+#include <algorithm>
+
 #include "gemma_torch/kernels/cpu/head_scan.h"
 #include "gemma_torch/kernels/cpu/lane_math.h"
 
@@ -99,7 +101,7 @@ GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t le
   return load_as<PartU>(p);
 }
 
-// The sum over a residual row's numbers of bits * value, for the values of ScanInput::planes.
+// The sum over a residual row's numbers of bits * value, for its values of ScanInput::planes.
 GEMMA_TORCH_INLINE int32_t dot_two_bits(const uint8_t* row, int64_t stride, const int8_t* planes, int64_t low) {
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
   using Four = Dot<31>;  // whose sums are complete after four steps, whatever the instruction set
@@ -125,48 +127,83 @@ GEMMA_TORCH_INLINE int32_t dot_two_bits(const uint8_t* row, int64_t stride, cons
 #endif
 }
 
-void refine(const HeadScan& head, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
+void refine(const HeadScan& head, ScanPart which, const int32_t* ids, int64_t count, const ScanInput& in,
+            float* upper) {
+  const bool major = which == ScanPart::kMajor;
+  const int part = major ? 0 : 1;
+  const int64_t stride = major ? head.major_stride() : head.minor_stride();
+  if (stride == 0) {
+    return;
+  }
+  const uint8_t* const rows = major ? head.major_residual(0) : head.minor_residual(0);
+  const int8_t* const planes = in.planes + (major ? 0 : 4 * head.major_stride());
+  const int64_t low = head.plane_bytes();
+  const float norm = major ? in.major_norm : in.minor_norm, middle = in.middle[part], slack = in.step_slack[part];
   // Twice: what is asked for to the second cache is at times not fetched at all (Zen 4), which makes rows five times as
   // slow; all of it asked for to the first, rows take twice as long at all times.
-  constexpr int64_t kSoon = 6, kRowsAhead = 16;
-  const int64_t stride = head.residual_stride(), low = head.plane_bytes();
+  const int64_t soon = 1152 / stride, later = 3072 / stride;
   const auto ask_for = [&](int64_t i, const auto& prefetch) {
-    for (int64_t b = 0; i >= 0 && i < count && b < stride; b += 64) {
-      prefetch(head.residuals + ids[i] * stride + b);
+    if (i >= 0 && i < count) {
+      for (int64_t b = 0; b < stride; b += 64) {
+        prefetch(rows + ids[i] * stride + b);
+      }
     }
   };
   const auto ahead = [&](int64_t i) {
-    ask_for(i + kRowsAhead, prefetch_later);
-    ask_for(i + kSoon, prefetch_soon);
+    ask_for(i + later, prefetch_later);
+    ask_for(i + soon, prefetch_soon);
   };
-  for (int64_t i = -kRowsAhead; i < 0; ++i) {
+  for (int64_t i = -later; i < 0; ++i) {
     ahead(i);
   }
   for (int64_t i = 0; i < count; ++i) {
     ahead(i);
-    const uint8_t* p = head.residuals + ids[i] * stride;
-    Bf16 parts[3];
-    std::memcpy(parts, p, sizeof parts);
-    const float step = widen(parts[0]);
-    const float major = widen(parts[1]) * in.major_norm, minor = widen(parts[2]) * in.minor_norm;
-    const auto bits = static_cast<float>(dot_two_bits(p, stride, in.planes, low));
-    const float value = step * (bits * in.rest_unit - in.middle);
-    // A few roundings of numbers of these sizes.
-    const float sizes = std::fabs(upper[i]) + std::fabs(major) + std::fabs(minor) + std::fabs(value);
-    upper[i] = upper[i] - major - minor + value + step * in.step_slack + sizes * 0x1p-21F;
+    Bf16 header[3];
+    std::memcpy(header, head.major_residual(ids[i]), sizeof header);
+    const float step = widen(header[0]), nearer = widen(header[1 + part]) * norm;
+    const auto bits = static_cast<float>(dot_two_bits(rows + ids[i] * stride, stride, planes, low));
+    const float value = step * (bits * in.rest_unit - middle);
+    // A few roundings of numbers of these sizes. Where no bits stand for the zero that is missing, the other is nearer.
+    const float sizes = std::fabs(upper[i]) + std::fabs(nearer) + std::fabs(value);
+    const float now = upper[i] - nearer + value + step * slack + sizes * 0x1p-21F;
+    upper[i] = now < upper[i] ? now : upper[i];
   }
+}
+
+// Writes which of sixteen bounds reach `threshold`, the first of them as `first`, and those bounds if asked for. There is
+// room for sixteen. Returns how many do.
+GEMMA_TORCH_INLINE int64_t list_reaching(const float* upper, int32_t first, float threshold, int32_t* found,
+                                         float* bounds = nullptr) {
+#if defined(__AVX512F__)
+  const __m512 all = load_as<__m512>(upper);
+  const __mmask16 reaching = _mm512_cmp_ps_mask(all, _mm512_set1_ps(threshold), _CMP_GE_OQ);
+  const __m512i numbers = _mm512_add_epi32(
+      _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  store_as(found, _mm512_maskz_compress_epi32(reaching, numbers));
+  if (bounds != nullptr) {
+    store_as(bounds, _mm512_maskz_compress_ps(reaching, all));
+  }
+  return __builtin_popcount(reaching);
+#else
+  int64_t count = 0;
+  if (largest(load(upper)) >= threshold) {
+    for (int32_t i = 0; i < 16; ++i) {
+      found[count] = first + i;
+      if (bounds != nullptr) {
+        bounds[count] = upper[i];
+      }
+      count += upper[i] >= threshold ? 1 : 0;
+    }
+  }
+  return count;
+#endif
 }
 
 int64_t reach(const float* block_upper, Range blocks, float threshold, int32_t* found) {
   int64_t count = 0;
   int64_t b = blocks.begin;
   for (; b + 16 <= blocks.end; b += 16) {
-    if (largest(load(block_upper + b)) >= threshold) {
-      for (int64_t i = b; i < b + 16; ++i) {
-        found[count] = static_cast<int32_t>(i);
-        count += block_upper[i] >= threshold ? 1 : 0;
-      }
-    }
+    count += list_reaching(block_upper + b, static_cast<int32_t>(b), threshold, found + count);
   }
   for (; b < blocks.end; ++b) {
     found[count] = static_cast<int32_t>(b);
@@ -177,25 +214,12 @@ int64_t reach(const float* block_upper, Range blocks, float threshold, int32_t* 
 
 int64_t reach_rows(const float* upper, const int32_t* blocks, int64_t count, float threshold, int64_t most,
                    int32_t* rows, float* bounds) {
+  constexpr int64_t kAhead = 16;  // few of very many blocks, in no near cache
   int64_t found = 0;
   for (int64_t n = 0; n < count && found <= most; ++n) {
-    const int32_t first = blocks[n] * static_cast<int32_t>(kBlockRows);
-    const float* from = upper + first;
-#if defined(__AVX512F__)
-    const __m512 all = load_as<__m512>(from);
-    const __mmask16 reaching = _mm512_cmp_ps_mask(all, _mm512_set1_ps(threshold), _CMP_GE_OQ);
-    const __m512i numbers = _mm512_add_epi32(
-        _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    store_as(rows + found, _mm512_maskz_compress_epi32(reaching, numbers));
-    store_as(bounds + found, _mm512_maskz_compress_ps(reaching, all));
-    found += __builtin_popcount(reaching);
-#else
-    for (int32_t r = 0; r < static_cast<int32_t>(kBlockRows); ++r) {
-      rows[found] = first + r;
-      bounds[found] = from[r];
-      found += from[r] >= threshold ? 1 : 0;
-    }
-#endif
+    prefetch_soon(upper + blocks[std::min(n + kAhead, count - 1)] * kBlockRows);
+    const auto first = static_cast<int32_t>(blocks[n] * kBlockRows);
+    found += list_reaching(upper + first, first, threshold, rows + found, bounds + found);
   }
   return found;
 }

@@ -13,9 +13,8 @@ constexpr float kLargestValue = 32'512;  // 127 * 256: both halves fit a byte
 // make of up to kLargestValue units, 0.5 + 3 * 2^-24 * 32,512.
 constexpr double kMissed = 0.506;
 
-// r (count) in 16 bits. Returns a bound of the sum of what the rounding misses; `sizes` is that of r's.
-double fill_planes(
-    const HeadScan& head, const float* r, int64_t count, double sizes, ScanInput& input) {
+// [a, b] = r (count) in 16 bits. False if they are so small that they became zeros.
+bool fill_planes(const HeadScan& head, const float* r, int64_t count, ScanInput& input) {
   float most = 0;
   for (int64_t j = 0; j < count; ++j) {
     most = std::max(most, std::fabs(r[j]));
@@ -23,25 +22,27 @@ double fill_planes(
   std::memset(input.planes, 0, static_cast<size_t>(2 * head.plane_bytes()));
   input.rest_unit = most / kLargestValue;
   if (most < 1e-30F) {
-    return sizes;  // the inverse might overflow: they stay zeros
+    return false;  // the inverse might overflow
   }
   const float factor = kLargestValue / most;
+  const int64_t major = head.major_columns();
   for (int64_t j = 0; j < count; ++j) {
-    const int64_t byte = HeadScan::kResidualHeader + j / 4;
+    const int64_t byte =
+        j < major ? HeadScan::kResidualHeader + j / 4 : head.major_stride() + (j - major) / 4;
     int8_t* const at = input.planes + byte / 64 * 256 + j % 4 * 64 + byte % 64;
     const auto value = static_cast<int32_t>(std::lrintf(r[j] * factor));
     const int32_t high = (value + 128) >> 8;
     at[0] = static_cast<int8_t>(high);
     at[head.plane_bytes()] = static_cast<int8_t>(value - 256 * high);
   }
-  return static_cast<double>(count) * kMissed * input.rest_unit;
+  return true;
 }
 
 }  // namespace
 
 void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   constexpr double kUp = 1 + 1e-6;  // covers the rounding of what is computed here, and to float
-  const int64_t minor_begin = kScanOutliers + 32 * head.major_groups();
+  const int64_t minor_begin = kScanOutliers + head.major_columns();
   const auto squares = [&](int64_t begin, int64_t end) {
     double total = 0;
     for (int64_t j = begin; j < end; ++j) {
@@ -51,11 +52,7 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   };
   const double outliers = squares(0, kScanOutliers), major = squares(kScanOutliers, minor_begin),
                minor = squares(minor_begin, head.columns);
-  double missed = 0, sum = 0, sizes = 0;
-  for (int64_t j = kScanOutliers; j < head.columns; ++j) {
-    sum += x[j];
-    sizes += std::fabs(x[j]);
-  }
+  double missed = 0;
   for (int64_t g = 0; g < head.columns / 32; ++g) {
     // Groups below 1e-30 became zeros: there it is all of it.
     const double unit = input.x.scales[g];
@@ -67,15 +64,25 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   // 2^-24) times the sum of their sizes, which is at most |w| |x|: once for the full head's kernel with n = columns,
   // once for the scan with fewer than `columns` + 64 operations.
   const double roundings = 2.0 * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24);
-  input.middle = static_cast<float>(1.5 * sum);
-  // rho.[a, b] = step (sum of bits times them - middle). Bits are at most 3: so much times what is missed of them, and with
-  // the middle 4.5 times their sizes, which no more than `columns` operations round.
-  const double left_out =
-      fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, sizes, input);
-  input.step_slack = static_cast<float>(
-      (4.5 * sizes * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24) + 3 * left_out) *
-          1.01 +
-      1e-37);
+  const bool filled = fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, input);
+  // rho_a.a = step (sum of bits times a - middle). Bits are at most 3: so much times what is missed of a, and with the
+  // middle 4.5 times its sizes, which no more than `columns` operations round. So for b.
+  const int64_t begins[3] = {kScanOutliers, minor_begin, head.columns};
+  for (int part = 0; part < 2; ++part) {
+    double sum = 0, sizes = 0;
+    for (int64_t j = begins[part]; j < begins[part + 1]; ++j) {
+      sum += x[j];
+      sizes += std::fabs(x[j]);
+    }
+    const auto count = static_cast<double>(begins[part + 1] - begins[part]);
+    const double left_out = filled ? count * kMissed * input.rest_unit : sizes;
+    input.middle[part] = static_cast<float>(1.5 * sum);
+    input.step_slack[part] = static_cast<float>(
+        (4.5 * sizes * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24) +
+         3 * left_out) *
+            1.01 +
+        1e-37);
+  }
   input.outlier_norm = static_cast<float>(std::sqrt(outliers) * kUp);
   input.major_norm = static_cast<float>(std::sqrt(major) * kUp);
   input.minor_norm = static_cast<float>(std::sqrt(minor) * kUp);

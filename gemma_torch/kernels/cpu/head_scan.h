@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "gemma_torch/kernels/cpu/fused_kernels.h"
@@ -22,16 +23,17 @@ namespace gemma_torch::kernels {
 /// indices, laid out as kLevels4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
 /// 8-bit scales, error norms of the columns o, a and b.
 ///
-/// Rows that may be among the best are looked at once more before W is read: what the levels miss, w - w~ in the columns
-/// a and b, stands row by row at 2 bits a number, rho. It misses some 0.4 of that (the median on Gemma 3 270M), so
+/// Rows that may be among the best are looked at again before W is read: what the levels miss, w - w~ in the columns a
+/// and b, stands row by row at 2 bits a number, rho. It misses some 0.4 of that (the median on Gemma 3 270M), so
 ///
-///   w.x  <=  w~.x + rho.[a, b] + |w_o - w~_o| |o| + |w_a - w~_a - rho_a| |a| + |w_b - w~_b - rho_b| |b|
+///   w.x  <=  w~.x + rho_a.a + |w_o - w~_o| |o| + |w_a - w~_a - rho_a| |a| + |w_b - w~_b| |b|
 ///
-/// is so much nearer. A row: bfloat16 step; bfloat16 differences of the two norms of a and of those of b, rounded down;
-/// two bytes of nothing; then 2 bits for each column, sixteen columns in 32 bits, the first in the lowest:
-/// (bits - 1.5) * step.
+/// is nearer, for one cache line a row, and the same with rho_b nearer still, for those rows that are left. So there are
+/// two tables: first all rows' rho_a, each with a bfloat16 step, the bfloat16 differences of the two norms of a and of
+/// those of b, rounded down, and two bytes of nothing before it; then all rows' rho_b. Both have 2 bits for each column,
+/// sixteen columns in 32 bits, the first in the lowest: (bits - 1.5) * step.
 struct HeadScan {
-  static constexpr int64_t kResidualHeader = 8;  // bytes of a residual row before its numbers
+  static constexpr int64_t kResidualHeader = 8;  // bytes of a row of rho_a before its numbers
 
   int64_t rows = 0;                // a multiple of 16; those past the vocabulary are zeros
   int64_t columns = 0;             // a multiple of 32
@@ -41,12 +43,21 @@ struct HeadScan {
   float largest_norm = 0;  // of the decoded rows and of W's, euclidean, rounded up
 
   int64_t groups() const { return columns / 32 - 1; }
-  int64_t major_groups() const { return (groups() + 3) / 4; }    // those of a
   int64_t stride() const { return 512 + groups() * 272 + 160; }  // bytes of a block
-  int64_t residual_stride() const {                              // bytes of a row
-    return (kResidualHeader + groups() * 8 + 31) / 32 * 32;
+  // Those of a: what fills whole lines beside the header, about a third.
+  int64_t major_groups() const { return std::min(groups(), 8 * (1 + groups() / 32) - 1); }
+  int64_t major_columns() const { return 32 * major_groups(); }
+  int64_t major_stride() const {  // bytes of a row of rho_a, and of rho_b
+    return (kResidualHeader + major_groups() * 8 + 63) / 64 * 64;
   }
-  int64_t plane_bytes() const { return (residual_stride() + 63) / 64 * 256; }  // see ScanInput
+  int64_t minor_stride() const { return ((groups() - major_groups()) * 8 + 31) / 32 * 32; }
+  int64_t residual_bytes() const { return rows * (major_stride() + minor_stride()); }
+  const uint8_t* major_residual(int64_t row) const { return residuals + row * major_stride(); }
+  const uint8_t* minor_residual(int64_t row) const {
+    return residuals + rows * major_stride() + row * minor_stride();
+  }
+  // Bytes of the two, each from a line of its own: see ScanInput.
+  int64_t plane_bytes() const { return 4 * (major_stride() + (minor_stride() + 63) / 64 * 64); }
 };
 
 constexpr int64_t kScanOutliers = 32;
@@ -56,13 +67,13 @@ struct ScanInput {
   QuantizedRow x;
   float outlier_norm = 0, major_norm = 0, minor_norm = 0;  // |o|, |a|, |b|, rounded up
   float slack = 0;
-  // [a, b] for rho: rest_unit * (256 high + low), in the order of a residual row's bits. The numbers of its bytes 64 i ..,
-  // bits 2 s and 2 s + 1, meet the 64 from planes + 256 i + 64 s on (high), and those plane_bytes() later (low); zeros
-  // meet what is no number.
+  // [a, b] for rho: rest_unit * (256 high + low), in the order of a row's bits. With rho_b's bytes behind rho_a's, the
+  // numbers of bytes 64 i .., bits 2 s and 2 s + 1, meet the 64 from planes + 256 i + 64 s on (high), and those
+  // plane_bytes() later (low); zeros meet what is no number.
   int8_t* planes = nullptr;  // (2, plane_bytes())
   float rest_unit = 0;
-  float middle = 0;      // 1.5 times the sum of [a, b]
-  float step_slack = 0;  // what rounding adds to its product with rho, for a step of 1
+  float middle[2] = {};      // 1.5 times the sums of a and of b
+  float step_slack[2] = {};  // what rounding adds to their products with rho, for a step of 1
 };
 
 /// Fills in what belongs to x (columns), whose quantised form is in input.x already, and input.planes.
