@@ -101,72 +101,122 @@ GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t le
   return load_as<PartU>(p);
 }
 
-// The sum over a residual row's numbers of bits * value, for its values of ScanInput::planes.
-GEMMA_TORCH_INLINE int32_t dot_two_bits(const uint8_t* row, int64_t stride, const int8_t* planes, int64_t low) {
+// The sums over sixteen residual rows' numbers of bits * value, for their values of ScanInput::planes; row(n) is the n-th
+// row. Rows have kLines lines, the last perhaps half, or any number where that is 0.
+template <int kLines, typename Row>
+GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* planes, int64_t low) {
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
   using Four = Dot<31>;  // whose sums are complete after four steps, whatever the instruction set
-  Four dot;
-  for (int64_t i = 0; i < stride; i += kWidth) {
-    const PartU bytes = row_bytes(row + i, stride - i);
-    const int8_t* values = planes + i / 64 * 256 + i % 64;
-    unrolled<4>([&](auto s) __attribute__((always_inline)) {
-      const int8_t* at = values + 64 * s;
-      dot.add((bytes >> (2 * s)) & 0x03030303U, Four::lanes(at, at + low), s);
-    });
-  }
-  return whole_sum(dot.total(0, 0));
-#else
-  int32_t total = 0;
-  for (int64_t i = 0; i < stride; ++i) {
-    for (int s = 0; s < 4; ++s) {
-      const int8_t* at = planes + i / 64 * 256 + i % 64 + 64 * s;
-      total += (row[i] >> (2 * s) & 3) * (256 * at[0] + at[low]);
+  const auto values = [&](int64_t i, int s) __attribute__((always_inline)) {
+    const int8_t* const at = planes + i / 64 * 256 + i % 64 + 64 * s;
+    return Four::lanes(at, at + low);
+  };
+  const auto bits = [](PartU bytes, int s) __attribute__((always_inline)) { return (bytes >> (2 * s)) & 0x03030303U; };
+#if defined(__AVX512F__)
+  // The values stay in registers.
+  if constexpr (kLines > 0) {
+    Four::Columns x[kLines][4];
+    unrolled<kLines>([&](auto i) { unrolled<4>([&](auto s) { x[i][s] = values(64 * i, s); }); });
+    PartF lanes[16];
+    for (int n = 0; n < 16; ++n) {
+      const uint8_t* const p = row(n);
+      Four dot;
+      unrolled<kLines>([&](auto i) __attribute__((always_inline)) {
+        const PartU bytes = row_bytes(p + 64 * i, stride - 64 * i);
+        unrolled<4>([&](auto s) __attribute__((always_inline)) { dot.add(bits(bytes, s), x[i][s], s); });
+      });
+      lanes[n % 4 * 4 + n / 4] = to_floats(dot.total(0, 0));
     }
+    return sums_by_four(lanes);
   }
-  return total;
 #endif
-}
-
-void refine(const HeadScan& head, ScanPart which, const int32_t* ids, int64_t count, const ScanInput& in,
-            float* upper) {
-  const bool major = which == ScanPart::kMajor;
-  const int part = major ? 0 : 1;
-  const int64_t stride = major ? head.major_stride() : head.minor_stride();
-  if (stride == 0) {
-    return;
-  }
-  const uint8_t* const rows = major ? head.major_residual(0) : head.minor_residual(0);
-  const int8_t* const planes = in.planes + (major ? 0 : 4 * head.major_stride());
-  const int64_t low = head.plane_bytes();
-  const float norm = major ? in.major_norm : in.minor_norm, middle = in.middle[part], slack = in.step_slack[part];
-  // Twice: what is asked for to the second cache is at times not fetched at all (Zen 4), which makes rows five times as
-  // slow; all of it asked for to the first, rows take twice as long at all times.
-  const int64_t soon = 1152 / stride, later = 3072 / stride;
-  const auto ask_for = [&](int64_t i, const auto& prefetch) {
-    if (i >= 0 && i < count) {
-      for (int64_t b = 0; b < stride; b += 64) {
-        prefetch(rows + ids[i] * stride + b);
+#endif
+  alignas(64) float sums[16];
+  for (int n = 0; n < 16; ++n) {
+    const uint8_t* const p = row(n);
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
+    Four dot;
+    for (int64_t i = 0; i < stride; i += kWidth) {
+      const PartU bytes = row_bytes(p + i, stride - i);
+      unrolled<4>([&](auto s) __attribute__((always_inline)) { dot.add(bits(bytes, s), values(i, s), s); });
+    }
+    sums[n] = static_cast<float>(whole_sum(dot.total(0, 0)));
+#else
+    int32_t total = 0;
+    for (int64_t i = 0; i < stride; ++i) {
+      for (int s = 0; s < 4; ++s) {
+        const int8_t* at = planes + i / 64 * 256 + i % 64 + 64 * s;
+        total += (p[i] >> (2 * s) & 3) * (256 * at[0] + at[low]);
       }
     }
-  };
-  const auto ahead = [&](int64_t i) {
-    ask_for(i + later, prefetch_later);
-    ask_for(i + soon, prefetch_soon);
-  };
-  for (int64_t i = -later; i < 0; ++i) {
-    ahead(i);
+    sums[n] = static_cast<float>(total);
+#endif
   }
-  for (int64_t i = 0; i < count; ++i) {
-    ahead(i);
-    Bf16 header[3];
-    std::memcpy(header, head.major_residual(ids[i]), sizeof header);
-    const float step = widen(header[0]), nearer = widen(header[1 + part]) * norm;
-    const auto bits = static_cast<float>(dot_two_bits(rows + ids[i] * stride, stride, planes, low));
-    const float value = step * (bits * in.rest_unit - middle);
+  return load(sums);
+}
+
+template <int kLines>
+void refine_part(const HeadScan& head, ScanPart which, const int32_t* ids, int64_t count, const ScanInput& in,
+                 float* upper) {
+  const bool major = which == ScanPart::kMajor;
+  const int part = major ? 0 : 1;
+  const uint8_t* const rows = major ? head.major_residual(0) : head.minor_residual(0);
+  const int64_t stride = major ? head.major_stride() : head.minor_stride();
+  const int8_t* const planes = in.planes + (major ? 0 : 4 * head.major_stride());
+  const float norm = major ? in.major_norm : in.minor_norm, middle = in.middle[part], slack = in.step_slack[part];
+  const auto id_of = [&](int64_t i) { return static_cast<int64_t>(ids[i < count ? i : count - 1]); };
+  // Twice: what is asked for to the second cache is at times not fetched at all (Zen 4), which makes rows five times as
+  // slow; all of it asked for to the first, rows take twice as long at all times.
+  constexpr int64_t kSoonBytes = 1152, kLaterBytes = 3072;
+  const int64_t soon = kSoonBytes / stride, later = kLaterBytes / stride;  // rows ahead
+  const auto ask_for = [&](int64_t i, const auto& prefetch) __attribute__((always_inline)) {
+    const uint8_t* const row = rows + id_of(i) * stride;
+    for (int64_t b = 0; b < (kLines > 0 ? 64 * kLines : stride); b += 64) {
+      prefetch(row + b);
+    }
+  };
+  for (int64_t i = 0; i < later; ++i) {
+    i < soon ? ask_for(i, prefetch_soon) : ask_for(i, prefetch_later);
+  }
+  for (int64_t first = 0; first < count; first += 16) {
+    alignas(64) uint32_t headers[2][16];
+    const auto row = [&](int64_t n) __attribute__((always_inline)) {
+      ask_for(first + n + later, prefetch_later);
+      ask_for(first + n + soon, prefetch_soon);
+      const auto id = id_of(first + n);
+      const uint8_t* const header = head.major_residual(id);
+      std::memcpy(&headers[0][n], header, 4);
+      std::memcpy(&headers[1][n], header + 4, 4);
+      return rows + id * stride;
+    };
+    const F dots = dot_two_bits<kLines>(row, stride, planes, head.plane_bytes());
+    const U begins = load_as<U>(headers[0]), ends = load_as<U>(headers[1]);
+    const F step = as_float(begins << 16);
+    const F nearer = (major ? as_float(begins & 0xffff0000U) : as_float(ends << 16)) * norm;
+    const F value = step * (dots * in.rest_unit - middle);
+    alignas(64) float bounds[16] = {};
+    const auto bytes = sizeof(float) * static_cast<size_t>(std::min<int64_t>(16, count - first));
+    std::memcpy(bounds, upper + first, bytes);
+    const F before = load(bounds);
     // A few roundings of numbers of these sizes. Where no bits stand for the zero that is missing, the other is nearer.
-    const float sizes = std::fabs(upper[i]) + std::fabs(nearer) + std::fabs(value);
-    const float now = upper[i] - nearer + value + step * slack + sizes * 0x1p-21F;
-    upper[i] = now < upper[i] ? now : upper[i];
+    const F sizes = absolute(before) + absolute(nearer) + absolute(value);
+    store(bounds, min(before - nearer + value + step * slack + sizes * 0x1p-21F, before));
+    std::memcpy(upper + first, bounds, bytes);
+  }
+}
+
+void refine(const HeadScan& head, ScanPart part, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
+  const int64_t stride = part == ScanPart::kMajor ? head.major_stride() : head.minor_stride();
+  if (stride == 0 || count == 0) {
+    return;
+  }
+  switch ((stride + 63) / 64) {
+    case 1:
+      return refine_part<1>(head, part, ids, count, in, upper);
+    case 2:
+      return refine_part<2>(head, part, ids, count, in, upper);
+    default:
+      return refine_part<0>(head, part, ids, count, in, upper);
   }
 }
 
