@@ -55,8 +55,7 @@ struct FusedEngine::TopState {
   std::vector<kernels::ScanInput> bounds;    // (B)
   std::vector<std::vector<int8_t>> planes;   // (B) of (2, plane_bytes)
   std::vector<std::vector<float>> permuted;  // (B) of (E), columns in the order of the scan
-  at::Tensor
-      upper;  // (B, V) float32, on large pages: rows that may be among the best stand anywhere
+  at::Tensor upper;  // (B, V) float32, on large pages: what is looked at of it stands anywhere
   std::vector<std::vector<float>> block_upper;  // (B) of (V / 16)
   std::vector<std::vector<Best>> likely;        // (threads) of (B)
   std::vector<TopThread> threads;
@@ -64,12 +63,13 @@ struct FusedEngine::TopState {
   std::vector<Candidate> merged;
   size_t most_scored = 0;              // rows: reading the full head in order takes no longer
   std::atomic<size_t> scored_rows{0};  // by all threads, not counting those that were scored first
+  int64_t most_pieces = 0;             // that a thread can offer
+  int64_t k = 0;                       // of this call
+  size_t likely_rows = 0;              // of this call: rows that are scored first
+
   float* upper_of(size_t b) {
     return upper.mutable_data_ptr<float>() + static_cast<int64_t>(b) * upper.size(1);
   }
-  int64_t most_pieces = 0;  // that a thread can offer
-  int64_t k = 0;            // of this call
-  size_t likely_rows = 0;   // of this call: rows that are scored first
 };
 
 }  // namespace gemma_torch

@@ -101,8 +101,8 @@ GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t le
   return load_as<PartU>(p);
 }
 
-// The sums over sixteen residual rows' numbers of bits * value, for their values of ScanInput::planes; row(n) is the n-th
-// row. Rows have kLines lines, the last perhaps half, or any number where that is 0.
+// The sums over sixteen residual rows' numbers of bits * value, for their values of ScanInput::planes; row(n) gives the
+// n-th. Rows have kLines lines, the last perhaps half, or any number where that is 0.
 template <int kLines, typename Row>
 GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* planes, int64_t low) {
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
@@ -220,8 +220,8 @@ void refine(const HeadScan& head, ScanPart part, const int32_t* ids, int64_t cou
   }
 }
 
-// Writes which of sixteen bounds reach `threshold`, the first of them as `first`, and those bounds if asked for. There is
-// room for sixteen. Returns how many do.
+// Writes which of sixteen bounds reach `threshold`, the first of them as `first`, and those bounds if asked for. There
+// is room for sixteen. Returns how many do.
 GEMMA_TORCH_INLINE int64_t list_reaching(const float* upper, int32_t first, float threshold, int32_t* found,
                                          float* bounds = nullptr) {
 #if defined(__AVX512F__)

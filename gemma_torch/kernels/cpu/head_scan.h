@@ -28,10 +28,10 @@ namespace gemma_torch::kernels {
 ///
 ///   w.x  <=  w~.x + rho_a.a + |w_o - w~_o| |o| + |w_a - w~_a - rho_a| |a| + |w_b - w~_b| |b|
 ///
-/// is nearer, for one cache line a row, and the same with rho_b nearer still, for those rows that are left. So there are
-/// two tables: first all rows' rho_a, each with a bfloat16 step, the bfloat16 differences of the two norms of a and of
-/// those of b, rounded down, and two bytes of nothing before it; then all rows' rho_b. Both have 2 bits for each column,
-/// sixteen columns in 32 bits, the first in the lowest: (bits - 1.5) * step.
+/// is nearer, for one cache line a row, and the same with rho_b nearer still, for those rows that are left. So there
+/// are two tables: first all rows' rho_a, each with a bfloat16 step, the bfloat16 differences of the two norms of a and
+/// of those of b, rounded down, and two bytes of nothing before it; then all rows' rho_b. Both have 2 bits for each
+/// column, sixteen columns in 32 bits, the first in the lowest: (bits - 1.5) * step.
 struct HeadScan {
   static constexpr int64_t kResidualHeader = 8;  // bytes of a row of rho_a before its numbers
 
