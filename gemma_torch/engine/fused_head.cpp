@@ -128,12 +128,13 @@ void FusedEngine::scan_share(int i) {
 // have found, unless that turns out to be too much.
 void FusedEngine::score_share(size_t b, int i) {
   auto& s = *top_;
-  s.threads[static_cast<size_t>(i)].scored.clear();
-  s.threads[static_cast<size_t>(i)].survivors = 0;
+  auto& own = s.threads[static_cast<size_t>(i)];
+  own.scored.clear();
+  own.survivors = 0;
   score_likely(b, i);
   team_.barrier();
   // Every thread finds the same bar.
-  auto& sorted = s.threads[static_cast<size_t>(i)].scores;
+  auto& sorted = own.scores;
   sorted.assign(s.first_scores.begin(), s.first_scores.end());
   const auto kth = sorted.begin() + s.k - 1;
   std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
