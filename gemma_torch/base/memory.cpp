@@ -29,6 +29,14 @@ std::shared_ptr<std::byte> large_pages(size_t bytes) {
           [address, reserved](std::byte*) { ::munmap(address, reserved); }};
 }
 
+std::shared_ptr<std::byte> PageArrays::allocate() const {
+  auto memory = large_pages(bytes_);
+  for (const auto& view : views_) {
+    view(memory.get());
+  }
+  return memory;
+}
+
 void drop_resident(const void* data, size_t bytes) {
 #if defined(__linux__)
   // Linux, "pagemap": bit 63 of a page's entry says that it is in memory, bit 61 that it is of a file or shared. Such a

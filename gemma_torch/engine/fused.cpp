@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "gemma_torch/base/error.h"
+#include "gemma_torch/base/memory.h"
 #include "gemma_torch/base/tensor_map.h"
 #include "gemma_torch/engine/fused_chunk.h"
 #include "gemma_torch/engine/fused_top.h"
@@ -51,6 +52,40 @@ int threads_of(const EngineOptions& options) {
 
 }  // namespace
 
+FusedEngine::Buffers::Buffers(const Gemma3Config& cfg, int threads, int64_t chunk) {
+  const auto E = cfg.emb_dim, D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups,
+             F = cfg.hidden_dim;
+  const auto widest = std::max({E, H * D, F});
+  for (int i = 0; i < threads; ++i) {
+    workers.emplace_back(widest);
+  }
+  PageArrays arrays;
+  // What fetches ahead by itself goes on past the end of an array that a thread runs over. Would another thread's begin
+  // there, lines that it writes were taken from it each time, which is slow between cores that share no cache.
+  constexpr size_t kApart = 4096;
+  for (auto& w : workers) {
+    for (auto* array : {&w.x, &w.h, &w.out_part, &w.down_part}) {
+      arrays.add(*array, kMaxRows * E);
+    }
+    for (auto* array : {&w.q, &w.z, &w.z_part}) {
+      arrays.add(*array, kMaxRows * H * D);
+    }
+    arrays.add(w.qkv, (H + 2 * G) * D);
+    arrays.add(w.qkv_part, kMaxRows * (H + 2 * G) * D);
+    arrays.add(w.k, kMaxRows * G * D);
+    arrays.add(w.gate_up, kMaxRows * 2 * F);
+    arrays.add(w.act, kMaxRows * F);
+    arrays.add(w.largest_part, kMaxRows * H);
+    arrays.add(w.sum_part, kMaxRows * H);
+    arrays.skip(kApart);
+  }
+  for (int full = 0; full < 2; ++full) {
+    arrays.add(cos[full], chunk * D / 2);
+    arrays.add(sin[full], chunk * D / 2);
+  }
+  memory_ = arrays.allocate();
+}
+
 FusedEngine::FusedEngine(Gemma3Model model, const EngineOptions& options)
     : Engine(options.batch, options.capacity, model->cfg.vocab_size),
       options_(options),
@@ -70,34 +105,8 @@ FusedEngine::FusedEngine(Gemma3Model model, const EngineOptions& options)
     clock_.enable();
   }
   repack();
-  const auto E = cfg.emb_dim, D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups,
-             F = cfg.hidden_dim;
-  const auto size = [](int64_t n) { return static_cast<size_t>(n); };
-  const auto widest = std::max({E, H * D, F});
-  buffers_ = std::make_unique<Buffers>();
+  buffers_ = std::make_unique<Buffers>(cfg, team_.size(), options.chunk);
   chunks_ = std::make_unique<Chunks>();
-  auto& b = *buffers_;
-  for (int i = 0; i < team_.size(); ++i) {
-    const auto rows = [&](int64_t columns) { return std::vector<float>(size(kMaxRows * columns)); };
-    b.workers.push_back({rows(E),
-                         rows(E),
-                         rows(H * D),
-                         rows(G * D),
-                         rows(H * D),
-                         rows(2 * F),
-                         rows(F),
-                         QuantizedRows(kMaxRows, widest)});
-  }
-  b.qkv.resize(size(kMaxRows * qkv_width()));
-  b.out_parts.resize(size(team_.size() * kMaxRows * E));
-  b.down_parts.resize(b.out_parts.size());
-  b.largest.resize(size(team_.size() * kMaxRows * H));
-  b.sum.resize(b.largest.size());
-  b.z.resize(b.largest.size() * size(D));
-  for (int full = 0; full < 2; ++full) {
-    b.cos[full].resize(size(options.chunk * D / 2));
-    b.sin[full].resize(b.cos[full].size());
-  }
 }
 
 FusedEngine::~FusedEngine() = default;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "gemma_torch/engine/engine.h"
@@ -65,7 +66,7 @@ class FusedEngine : public Engine {
   void run_rows(const Pass& pass, float* hidden);
   void rows_worker(const Pass& pass, float* hidden, int i);
   void multiply_qkv(const LayerPack& layer, int64_t rows, Worker& worker, int i);
-  void sum_parts(const std::vector<float>& parts, int64_t rows, const float* norm, Worker& worker);
+  void sum_parts(std::span<float> Worker::* part, int64_t rows, const float* norm, Worker& worker);
 
   // fused_prefill.cpp: more
   void run_chunk(const Pass& pass, float* hidden);
@@ -85,6 +86,7 @@ class FusedEngine : public Engine {
   void* pairs_of(int64_t layer, int64_t owner, int64_t slot);
   void store_key_value(
       int64_t layer, int64_t b, int64_t position, const float* key, const float* value);
+  const float* gather_qkv(int64_t layer, int64_t row, bool keys, Worker& worker);
   void row_attention(const Pass& pass, int64_t layer, Worker& worker, int i);
   void merge_attention(const Pass& pass, kernels::Range columns, Worker& worker);
   KeySpan key_span(const Pass& pass, bool full) const;

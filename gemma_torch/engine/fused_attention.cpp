@@ -88,19 +88,36 @@ void FusedEngine::store_key_value(
   }
 }
 
+// Queries of one row, and keys and values if they are wanted, from what each thread made of them.
+const float* FusedEngine::gather_qkv(int64_t l, int64_t r, bool keys, Worker& worker) {
+  const auto& layer = pack_->layers()[static_cast<size_t>(l)];
+  int64_t first = 0;
+  for (size_t n = 0; n < (keys ? layer.qkv.size() : 1); ++n) {
+    const auto& w = layer.qkv[n];
+    for (size_t part = 0; part < w.parts.size(); ++part) {
+      const float* const from = buffers_->workers[part].qkv_part.data() + r * qkv_width();
+      std::copy(from + first + w.begin[part],
+                from + first + w.begin[part + 1],
+                worker.qkv.data() + first + w.begin[part]);
+    }
+    first += w.rows;
+  }
+  return worker.qkv.data();
+}
+
 void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int i) {
   const auto& cfg = model_->cfg;
   const bool full = is_full(l);
   const auto D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups;
-  auto& b = *buffers_;
   const auto rows = pass.rows(batch());
   // With one new token a row, its key is seen only by the thread that has the last positions, which stores it. With
   // more, rows are shared out and everyone waits.
   const bool one = pass.T == 1;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* const qkv = b.qkv.data() + r * qkv_width();
+    const bool keys = one ? i == team_.size() - 1 : r % team_.size() == i;
+    const float* const qkv = gather_qkv(l, r, keys, worker);
     make_queries(l, r % pass.T, qkv, worker.q.data() + r * H * D);
-    if (one ? i == team_.size() - 1 : r % team_.size() == i) {
+    if (keys) {
       float* const k = worker.k.data() + r * G * D;
       make_keys(l, r % pass.T, qkv, k);
       store_key_value(l, r / pass.T, pass.position + r % pass.T, k, qkv + (H + G) * D);
@@ -124,13 +141,14 @@ void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int
         what.slots[0] = {begin, std::min(end, ring)};
         what.slots[1] = {0, std::max<int64_t>(0, end - ring)};
       }
-      const auto at = (i * kernels::kMaxRows + r) * H + g * heads;
-      (wide ? kernel_.attend_f32 : kernel_.attend_bf16)(
-          worker.q.data() + (r * H + g * heads) * D,
-          heads,
-          D,
-          what,
-          {b.largest.data() + at, b.sum.data() + at, b.z.data() + at * D});
+      const auto at = r * H + g * heads;
+      (wide ? kernel_.attend_f32 : kernel_.attend_bf16)(worker.q.data() + (r * H + g * heads) * D,
+                                                        heads,
+                                                        D,
+                                                        what,
+                                                        {worker.largest_part.data() + at,
+                                                         worker.sum_part.data() + at,
+                                                         worker.z_part.data() + at * D});
     }
   }
 }
@@ -139,25 +157,23 @@ void FusedEngine::row_attention(const Pass& pass, int64_t l, Worker& worker, int
 void FusedEngine::merge_attention(const Pass& pass, Range columns, Worker& worker) {
   const auto& cfg = model_->cfg;
   const auto D = cfg.head_dim, H = cfg.n_heads;
-  const auto& b = *buffers_;
+  const auto& workers = buffers_->workers;
   for (int64_t r = 0; r < pass.rows(batch()); ++r) {
     for (int64_t j = columns.begin; j < columns.end;) {
       const auto h = j / D;
       const auto stop = std::min(columns.end, (h + 1) * D);
-      const auto at = [&](int64_t part) {
-        return static_cast<size_t>((part * kernels::kMaxRows + r) * H + h);
-      };
-      float largest = b.largest[at(0)];
-      for (int64_t part = 1; part < team_.size(); ++part) {
-        largest = std::max(largest, b.largest[at(part)]);
+      const auto at = static_cast<size_t>(r * H + h);
+      float largest = workers[0].largest_part[at];
+      for (const auto& w : workers) {
+        largest = std::max(largest, w.largest_part[at]);
       }
       float sum = 0;
       float* const z = worker.z.data() + r * H * D;
       std::fill(z + j, z + stop, 0.0F);
-      for (int64_t part = 0; part < team_.size(); ++part) {
-        const float weight = b.sum[at(part)] > 0 ? std::exp(b.largest[at(part)] - largest) : 0.0F;
-        sum += weight * b.sum[at(part)];
-        const float* const from = b.z.data() + at(part) * static_cast<size_t>(D) - h * D;
+      for (const auto& w : workers) {
+        const float weight = w.sum_part[at] > 0 ? std::exp(w.largest_part[at] - largest) : 0.0F;
+        sum += weight * w.sum_part[at];
+        const float* const from = w.z_part.data() + r * H * D;
         for (int64_t c = j; weight > 0 && c < stop; ++c) {
           z[c] += weight * from[c];
         }

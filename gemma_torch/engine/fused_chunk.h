@@ -125,7 +125,7 @@ struct FusedEngine::Chunk {
 
  private:
   int64_t rows_ = 0, keys_ = 0;
-  std::shared_ptr<std::byte> arena_;
+  std::shared_ptr<std::byte> memory_;
 };
 
 /// One for each type; made when it is first needed.

@@ -50,8 +50,6 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
   const auto eps = static_cast<float>(cfg.rms_norm_eps);
   auto& b = *buffers_;
   auto& worker = b.workers[static_cast<size_t>(i)];
-  float* const out_part = b.out_parts.data() + i * kernels::kMaxRows * E;
-  float* const down_part = b.down_parts.data() + i * kernels::kMaxRows * E;
   const auto prepared = [&](const kernels::Packed& w, const float* x, int64_t stride) {
     const kernels::Rows all{rows, x, stride, worker.quantized.views()};
     prepare(kernel_, w, all);
@@ -87,11 +85,11 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
     const auto z = layer.out.begin[part];
     merge_attention(pass, {z, layer.out.begin[part + 1]}, worker);
     const auto heads = prepared(out, worker.z.data() + z, layer.out.columns);
-    multiply(kernel_, out, heads, out_part, E);
+    multiply(kernel_, out, heads, worker.out_part.data(), E);
     team_.barrier();
     lap("out_proj");
 
-    sum_parts(b.out_parts, rows, layer.post_attn_norm, worker);
+    sum_parts(&Worker::out_part, rows, layer.post_attn_norm, worker);
     norm(layer.pre_ff_norm);
     // Its gates and ups stay with the thread, for its columns of fc3.
     const auto& gate_up = layer.gate_up.parts[part];
@@ -101,10 +99,10 @@ void FusedEngine::rows_worker(const Pass& pass, float* hidden, int i) {
       kernel_.gelu_mul(worker.gate_up.data() + r * 2 * F, worker.act.data() + r * F, down.columns);
     }
     lap("norms, gate, up, gelu");
-    multiply(kernel_, down, prepared(down, worker.act.data(), F), down_part, E);
+    multiply(kernel_, down, prepared(down, worker.act.data(), F), worker.down_part.data(), E);
     team_.barrier();
     lap("down");
-    sum_parts(b.down_parts, rows, layer.post_ff_norm, worker);
+    sum_parts(&Worker::down_part, rows, layer.post_ff_norm, worker);
   }
   if (i == 0) {
     std::copy_n(worker.x.data(), rows * E, hidden);
@@ -117,7 +115,7 @@ void FusedEngine::multiply_qkv(const LayerPack& layer, int64_t rows, Worker& wor
   const auto part = static_cast<size_t>(i);
   const kernels::Rows x{rows, worker.h.data(), model_->cfg.emb_dim, worker.quantized.views()};
   prepare(kernel_, layer.qkv[0].parts[part], x);
-  float* y = buffers_->qkv.data();
+  float* y = worker.qkv_part.data();
   for (const auto& w : layer.qkv) {
     multiply(kernel_, w.parts[part], x, y + w.begin[part], qkv_width());
     y += w.rows;
@@ -125,18 +123,19 @@ void FusedEngine::multiply_qkv(const LayerPack& layer, int64_t rows, Worker& wor
 }
 
 // x += norm(the sum of all threads' parts): every thread does it, in the same order, for itself.
-void FusedEngine::sum_parts(const std::vector<float>& parts,
+void FusedEngine::sum_parts(std::span<float> Worker::* part,
                             int64_t rows,
                             const float* norm,
                             Worker& worker) {
   const auto E = model_->cfg.emb_dim;
+  const auto& workers = buffers_->workers;
   for (int64_t r = 0; r < rows; ++r) {
     float* const h = worker.h.data() + r * E;
-    std::copy_n(parts.data() + r * E, E, h);
-    for (int64_t other = 1; other < team_.size(); ++other) {
-      const float* const part = parts.data() + (other * kernels::kMaxRows + r) * E;
+    std::copy_n((workers[0].*part).data() + r * E, E, h);
+    for (size_t other = 1; other < workers.size(); ++other) {
+      const float* const from = (workers[other].*part).data() + r * E;
       for (int64_t j = 0; j < E; ++j) {
-        h[j] += part[j];
+        h[j] += from[j];
       }
     }
     kernel_.rms_norm(h, norm, h, E, static_cast<float>(model_->cfg.rms_norm_eps));

@@ -159,37 +159,24 @@ void FusedEngine::Chunk<T>::fit(int64_t rows, int64_t keys, const Gemma3Config& 
   scratch.resize(static_cast<size_t>(threads));
   const auto E = cfg.emb_dim, D = cfg.head_dim, H = cfg.n_heads, G = cfg.n_kv_groups,
              F = cfg.hidden_dim;
-  size_t used = 0;
-  const auto take = [&](auto& span, int64_t count) {
-    using Element = typename std::decay_t<decltype(span)>::element_type;
-    const auto n = static_cast<size_t>(count);
-    if (arena_ != nullptr) {
-      span = {reinterpret_cast<Element*>(arena_.get() + used), n};
-    }
-    used += (n * sizeof(Element) + 127) / 128 * 128;
-  };
-  const auto take_all = [&] {
-    used = 0;
-    take(x, rows_ * E);
-    take(h, rows_ * E);
-    take(qkv, rows_ * (H + 2 * G) * D);
-    take(q, rows_ * H * D);
-    take(z, rows_ * H * D);
-    take(y, rows_ * E);
-    take(act, rows_ * F);
-    take(key_panels, keys_ * D);
-    take(value_panels, keys_ * D);
-    for (auto& s : scratch) {
-      take(s.panels, 32 * std::max({E, H * D, F}));
-      take(s.q, kTile * D);
-      take(s.c, std::max(rows_ * kTile, D * (H + G)));
-      take(s.wide, E);
-    }
-  };
-  arena_ = nullptr;
-  take_all();  // counts
-  arena_ = large_pages(used);
-  take_all();
+  PageArrays arrays;
+  arrays.add(x, rows_ * E);
+  arrays.add(h, rows_ * E);
+  arrays.add(qkv, rows_ * (H + 2 * G) * D);
+  arrays.add(q, rows_ * H * D);
+  arrays.add(z, rows_ * H * D);
+  arrays.add(y, rows_ * E);
+  arrays.add(act, rows_ * F);
+  arrays.add(key_panels, keys_ * D);
+  arrays.add(value_panels, keys_ * D);
+  for (auto& s : scratch) {
+    arrays.add(s.panels, 32 * std::max({E, H * D, F}));
+    arrays.add(s.q, kTile * D);
+    arrays.add(s.c, std::max(rows_ * kTile, D * (H + G)));
+    arrays.add(s.wide, E);
+  }
+  memory_ = nullptr;  // two would not be needed at once
+  memory_ = arrays.allocate();
 }
 
 void FusedEngine::run_chunk(const Pass& pass, float* hidden) {

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "gemma_torch/engine/fused.h"
@@ -34,23 +37,32 @@ class QuantizedRows {
   std::vector<kernels::QuantizedRow> views_;
 };
 
-/// What one thread keeps to itself while up to kMaxRows tokens pass.
+/// What one thread writes while up to kMaxRows tokens pass.
 struct FusedEngine::Worker {
-  std::vector<float> x, h;          // (rows, E) the residual, what a norm made of it
-  std::vector<float> q, k;          // (rows, H D), (rows, G D)
-  std::vector<float> z;             // (rows, H D)
-  std::vector<float> gate_up, act;  // (rows, 2 F), (rows, F)
-  QuantizedRows quantized;          // (rows, the widest of them)
+  explicit Worker(int64_t widest) : quantized(kernels::kMaxRows, widest) {}
+
+  std::span<float> x, h;          // (rows, E) the residual, what a norm made of it
+  std::span<float> qkv;           // ((H + 2 G) D) of one row, gathered from all
+  std::span<float> q, k;          // (rows, H D), (rows, G D)
+  std::span<float> z;             // (rows, H D)
+  std::span<float> gate_up, act;  // (rows, 2 F), (rows, F)
+  QuantizedRows quantized;        // (rows, the widest of them)
+
+  // Its part of rows and of sums, for all to read after a barrier.
+  std::span<float> qkv_part;             // (rows, (H + 2 G) D), the rest of a row is zeros
+  std::span<float> out_part, down_part;  // (rows, E)
+  std::span<float> largest_part, sum_part, z_part;  // attention: (rows, H), .., (rows, H, D)
 };
 
 /// Shared by the threads.
 struct FusedEngine::Buffers {
   std::vector<Worker> workers;
-  std::vector<float> qkv;                    // (rows, (H + 2 G) D)
-  std::vector<float> out_parts, down_parts;  // (threads, rows, E)
-  std::vector<float> largest, sum,
-      z;  // attention by parts: (threads, rows, H), .., (threads, rows, H, D)
-  std::vector<float> cos[2], sin[2];  // sliding, full: (T, D / 2)
+  std::span<float> cos[2], sin[2];  // sliding, full: (T, D / 2)
+
+  Buffers(const Gemma3Config& cfg, int threads, int64_t chunk);
+
+ private:
+  std::shared_ptr<std::byte> memory_;
 };
 
 }  // namespace gemma_torch

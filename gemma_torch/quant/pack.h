@@ -76,8 +76,9 @@ class Pack {
   std::vector<std::vector<float>> norms_;
   struct Seen {
     torch::Tensor parameter;
-    const void* data;
-    int64_t version;
+    const void* storage;
+    int64_t offset;
+    uint32_t version;
   };
   std::vector<Seen> seen_;
 };

@@ -67,9 +67,21 @@ struct Queries {
   int64_t size;
 };
 
-// Adds weights[h][i] values[i] to z[h], for 16 kVectors columns. A value is 2 D after the one before.
+// Memory that is to be read next, asked for line by line while there is something else to do.
+struct Ahead {
+  const char* next;
+  int64_t step = 64;  // 0 if nothing is next, and the same line is asked for again and again
+
+  GEMMA_TORCH_INLINE void ask() {
+    prefetch_soon(next);
+    next += step;
+  }
+};
+
+// Adds weights[h][i] values[i] to z[h], for 16 kVectors columns. A value is 2 D after the one before. A line is asked for
+// with each two values.
 template <int kHeads, int kVectors, typename T>
-void add_columns(const T (*weights)[kTile], const T* values, int64_t count, int64_t D, float* z) {
+void add_columns(const T (*weights)[kTile], const T* values, int64_t count, int64_t D, float* z, Ahead& ahead) {
   F acc[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h) {
     for (int v = 0; v < kVectors; ++v) {
@@ -77,6 +89,9 @@ void add_columns(const T (*weights)[kTile], const T* values, int64_t count, int6
     }
   }
   for (int64_t i = 0; i < count; ++i) {
+    if (i % 2 == 0) {
+      ahead.ask();
+    }
     F value[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       value[v] = load(values + i * 2 * D + 16 * v);
@@ -134,7 +149,7 @@ struct Queries<Bf16, kHeads, kSize> {
 // Values of two slots at a time, their numbers by turns. Unpacking does that within 16 bytes, so of 32 columns, by fours,
 // sums hold the even fours and the odd ones.
 template <int kHeads, int kVectors>
-void add_columns(const Bf16 (*weights)[kTile], const Bf16* values, int64_t count, int64_t D, float* z) {
+void add_columns(const Bf16 (*weights)[kTile], const Bf16* values, int64_t count, int64_t D, float* z, Ahead& ahead) {
   __m512 acc[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h) {
     for (int v = 0; v < kVectors; v += 2) {
@@ -144,6 +159,7 @@ void add_columns(const Bf16 (*weights)[kTile], const Bf16* values, int64_t count
     }
   }
   for (int64_t i = 0; i < count; i += 2) {
+    ahead.ask();
     const Bf16* even = values + i * 2 * D;
     const Bf16* odd = i + 1 < count ? even + 2 * D : even;  // the last one alone has a second weight of 0
     __m512bh value[kVectors];
@@ -182,7 +198,7 @@ void tile_scores(const Queries<T, kHeads, kSize>& q, const T* pairs, int64_t cou
     const T* const key = pairs + i * 2 * D;
     q.dot(key, parts);
     for (int64_t j = 0; j < D; j += static_cast<int64_t>(64 / sizeof(T))) {
-      prefetch_soon(key + D + j);
+      touch(key + D + j);
     }
   };
   int64_t i = 0;
@@ -250,21 +266,26 @@ void attend_heads(const float* q, int64_t size, const Seen& seen, const Partial&
   const Queries<T, kHeads, kSize> queries(q, D);
   alignas(64) float scores[kHeads][kTile];
   alignas(64) T weights[kHeads][kTile];
+  const auto pairs_at = [&](int64_t slot) { return static_cast<const T*>(seen.pairs) + slot * 2 * D; };
   for (const auto& run : seen.slots) {
     for (int64_t i = run.begin; i < run.end; i += kTile) {
       const int64_t count = std::min(kTile, run.end - i);
-      const T* const pairs = static_cast<const T*>(seen.pairs) + i * 2 * D;
+      const T* const pairs = pairs_at(i);
       tile_scores(queries, pairs, count, scores);
       for (int h = 0; h < kHeads; ++h) {
         soften(scores[h], count, D, out.largest[h], out.sum[h], out.z + h * D, weights[h]);
       }
+      // Values are in the second cache by now, and memory would wait.
+      const auto& later = seen.slots[1];
+      const bool within = i + count < run.end, last = !within && (&run == &later || later.begin == later.end);
+      Ahead ahead{reinterpret_cast<const char*>(within ? pairs_at(i + count) : pairs_at(later.begin)), last ? 0 : 64};
       const T* const values = pairs + D;
       int64_t j = 0;
       for (; j + 64 <= D; j += 64) {
-        add_columns<kHeads, 4>(weights, values + j, count, D, out.z + j);
+        add_columns<kHeads, 4>(weights, values + j, count, D, out.z + j, ahead);
       }
       if (j < D) {
-        add_columns<kHeads, 2>(weights, values + j, count, D, out.z + j);
+        add_columns<kHeads, 2>(weights, values + j, count, D, out.z + j, ahead);
       }
     }
   }
