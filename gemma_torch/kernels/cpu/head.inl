@@ -26,8 +26,9 @@ GEMMA_TORCH_INLINE float dot_row(const Bf16* w, const float* x, int64_t columns)
 void dot_rows(const Bf16* table, const int32_t* ids, int64_t first, int64_t count, const float* x,
               int64_t columns, float* y) {
   // Rows in any order: the next ones are asked for by hand, and the ends of later ones, because a row of a mapped file
-  // lies on small pages of its own, which take longer to look up than the row to read.
-  constexpr int64_t kRowsAhead = 4, kPagesAhead = 16;
+  // lies on small pages of its own, which take longer to look up than the row to read. So many because a CPU looks up
+  // several at a time: 48 rows take 11 us, with 16 ahead 14.
+  constexpr int64_t kRowsAhead = 4, kPagesAhead = 64;
   const int64_t bytes = columns * 2;
   const auto ask_for = [&](int64_t i, int64_t step) {
     const auto* p = reinterpret_cast<const char*>(table + ids[i] * columns);
