@@ -1,8 +1,10 @@
 #include <ATen/Functions.h>
 #include <torch/utils.h>
 
+#include <functional>
 #include <limits>
 #include <thread>
+#include <utility>
 
 #include "gemma_torch/engine/fused.h"
 #include "support/catch.h"
@@ -292,12 +294,22 @@ TEST_CASE("the fused engine notices changed weights", "[fused]") {
   engine->append(ids);
   const torch::NoGradGuard no_grad;
   auto rounded = models.rounded, wide = models.wide;
-  auto& block = *rounded->blocks->at<TransformerBlockImpl>(1).ff->fc1;
-  block.weight.mul_(2);
-  wide->blocks->at<TransformerBlockImpl>(1).ff->fc1->weight.mul_(2);
-  engine->reset();
-  engine->append(ids);
-  CHECK(difference(engine->logits(Rows::kAll), wide->forward(ids)) < 2e-4);
+  auto& weight = rounded->blocks->at<TransformerBlockImpl>(1).ff->fc1->weight;
+  auto& wide_weight = wide->blocks->at<TransformerBlockImpl>(1).ff->fc1->weight;
+  const auto rows = weight.size(0);
+  const auto both = at::cat({weight * 4, weight * 8});
+  const std::pair<const char*, std::function<void()>> changes[] = {
+      {"in place", [&] { weight.mul_(2); }},
+      {"another storage", [&] { weight.set_data(both.narrow(/*dim=*/0, 0, rows)); }},
+      {"another place of the same", [&] { weight.set_data(both.narrow(/*dim=*/0, rows, rows)); }}};
+  for (const auto& [what, change] : changes) {
+    CAPTURE(what);
+    change();
+    wide_weight.mul_(2);
+    engine->reset();
+    engine->append(ids);
+    CHECK(difference(engine->logits(Rows::kAll), wide->forward(ids)) < 2e-4);
+  }
 }
 
 TEST_CASE("what the fused engine cannot run is refused, and auto goes round it", "[fused]") {
