@@ -2,9 +2,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <vector>
 
 #include "gemma_torch/base/atomic_file.h"
@@ -39,6 +42,29 @@ TEST_CASE("an atomic file appears whole or not at all", "[base]") {
   CHECK_THROWS_AS(MappedFile(folder), Error);
   CHECK_THROWS_AS(write_file(folder / "no" / "x", "y"), Error);
   std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("arrays of one piece of memory: zeros, from lines of their own, apart where asked",
+          "[base]") {
+  std::span<float> a, b;
+  std::span<int8_t> c;
+  PageArrays arrays;
+  arrays.add(a, 3);
+  arrays.add(b, 100);
+  arrays.skip(4096);
+  arrays.add(c, 200);
+  const auto memory = arrays.allocate();
+  const auto begin = [&](const auto& array) {
+    return reinterpret_cast<const std::byte*>(array.data()) - memory.get();
+  };
+  CHECK((a.size() == 3 && b.size() == 100 && c.size() == 200));
+  CHECK(begin(a) == 0);
+  for (const auto at : {begin(b), begin(c)}) {
+    CHECK(at % 64 == 0);
+  }
+  CHECK(begin(b) >= 64);
+  CHECK(begin(c) >= begin(b) + 400 + 4096);
+  CHECK(std::all_of(c.begin(), c.end(), [](auto x) { return x == 0; }));
 }
 
 #ifdef __linux__
