@@ -60,8 +60,8 @@ FusedEngine::Buffers::Buffers(const Gemma3Config& cfg, int threads, int64_t chun
     workers.emplace_back(widest);
   }
   PageArrays arrays;
-  // What fetches ahead by itself goes on past the end of an array that a thread runs over. Would another thread's begin
-  // there, lines that it writes were taken from it each time, which is slow between cores that share no cache.
+  // What fetches ahead by itself goes on past the end of an array that a thread runs over. If another thread's began
+  // there, lines that it writes would be taken from it each time, which is slow between cores that share no cache.
   constexpr size_t kApart = 4096;
   for (auto& w : workers) {
     for (auto* array : {&w.x, &w.h, &w.out_part, &w.down_part}) {

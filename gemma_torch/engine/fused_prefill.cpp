@@ -175,7 +175,7 @@ void FusedEngine::Chunk<T>::fit(int64_t rows, int64_t keys, const Gemma3Config& 
     arrays.add(s.c, std::max(rows_ * kTile, D * (H + G)));
     arrays.add(s.wide, E);
   }
-  memory_ = nullptr;  // two would not be needed at once
+  memory_ = nullptr;  // first: there need not be room for both
   memory_ = arrays.allocate();
 }
 
