@@ -313,8 +313,8 @@ void Pack::remember(const torch::Tensor& parameter) {
 }
 
 bool Pack::is_current() const {
-  // Asked before each token, when the weights have just passed through all caches: three objects for each parameter, of
-  // which a CPU fetches many at a time if nothing is called in between. 11 us on Zen 4; with Tensor's own functions, 18.
+  // Asked before each token, when the weights have just passed through all caches: three objects for each parameter,
+  // which a CPU fetches many at a time if nothing is called in between. 11 us on Zen 4; with Tensor's functions 18.
   bool same = true;
   for (const auto& seen : seen_) {
     const auto& impl = *seen.parameter.unsafeGetTensorImpl();
