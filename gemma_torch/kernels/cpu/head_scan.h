@@ -16,8 +16,8 @@ namespace gemma_torch::kernels {
 ///
 /// whose three error norms are computed from the decoded rows when they are encoded, rounded up, and stored beside
 /// them. (One for both a and b would be as right, and on Gemma 3 270M larger: with a quarter of the columns for a, 1.04
-/// times on prose, 1.18 after 2,048 tokens of no text.) What rounding adds (x in 16 bits, sums in float32, here and in the full head's kernel) is the caller's
-/// `slack`, the same for all rows: see scan_input.
+/// times on prose, 1.18 after 2,048 tokens of no text.) What rounding adds (x in 16 bits, sums in float32, here and in
+/// the full head's kernel) is the caller's `slack`, the same for all rows: see bound_scan.
 ///
 /// A block of 16 rows: 8 steps of the outliers (64 bytes, laid out as kInt8); for each group 256 bytes of level
 /// indices, laid out as kLevels4, and 16 scales of 8 bits; then 16 bfloat16 each: scale of the outliers, unit of the
