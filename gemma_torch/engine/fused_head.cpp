@@ -25,7 +25,7 @@ constexpr int64_t kScanPart = 32;
 
 // Rows that may be among the best, for a thread to take at a time, and so few that they are scored without a second
 // look at their bounds.
-constexpr size_t kPiece = 256, kFewRows = 32;
+constexpr size_t kPiece = 256, kFewRows = 8;
 
 // Blocks whose bounds a thread looks through at a time.
 constexpr int64_t kDealt = 128;
@@ -208,9 +208,10 @@ void FusedEngine::score_found(size_t b, float bar, int i) {
     int32_t* const rows = from.rows.data() + begin;
     float* const bounds = from.upper.data() + begin;
     auto count = std::min(kPiece, from.found - begin);
-    // Where they are many, most can be told from the best at one line of memory, and most others at two more; a row of
-    // the head has twenty.
-    for (const auto part : {kernels::ScanPart::kMajor, kernels::ScanPart::kMinor}) {
+    // Where they are many, most can be told from the best at one line of memory, most others at two more, and nearly all
+    // at another three; a row of the head has twenty.
+    for (const auto part :
+         {kernels::ScanPart::kMajor, kernels::ScanPart::kMinor, kernels::ScanPart::kFiner}) {
       if (count <= kFewRows) {
         break;
       }
@@ -219,7 +220,7 @@ void FusedEngine::score_found(size_t b, float bar, int i) {
       for (size_t r = 0; r < count; ++r) {
         rows[kept] = rows[r];
         bounds[kept] = bounds[r];
-        kept += bounds[r] >= bar ? 1 : 0;
+        kept += bounds[r] < bar ? 0 : 1;  // one that is no number, of infinite norms, says nothing
       }
       count = kept;
     }

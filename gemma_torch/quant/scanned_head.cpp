@@ -115,8 +115,7 @@ ScanTensors make_scan(const Gemma3Model& model) {
   const auto* table = static_cast<const Bf16*>(weight.const_data_ptr());
   const auto* order = scan.order.const_data_ptr<int32_t>();
   auto* blocks = scan.blocks.mutable_data_ptr<uint8_t>();
-  auto* major = scan.residuals.mutable_data_ptr<uint8_t>();
-  auto* minor = major + shape.rows * shape.major_stride();
+  auto* residuals = scan.residuals.mutable_data_ptr<uint8_t>();
   const auto& kernel = kernels::fused_kernels(kernels::best_isa());
   std::mutex mutex;
   float largest = 0;
@@ -134,8 +133,8 @@ ScanTensors make_scan(const Gemma3Model& model) {
                                          order,
                                          columns,
                                          blocks + b * shape.stride(),
-                                         major + b * kBlockRows * shape.major_stride(),
-                                         minor + b * kBlockRows * shape.minor_stride(),
+                                         residuals + b * kBlockRows * shape.major_bytes(),
+                                         residuals + shape.other_at(b * kBlockRows),
                                          scratch.data()));
     }
     const std::lock_guard lock(mutex);

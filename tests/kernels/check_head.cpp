@@ -63,32 +63,55 @@ void encode(const FusedKernels& kernels, const Table& table, Scan& scan) {
     for (int64_t r = 0; r < 16 && b * 16 + r < table.rows; ++r) {
       rows[r] = table.w.data() + (b * 16 + r) * table.columns;
     }
-    uint8_t* const major = scan.residuals.data() + b * 16 * head.major_stride();
-    uint8_t* const minor =
-        scan.residuals.data() + head.rows * head.major_stride() + b * 16 * head.minor_stride();
     const float norm = kernels.encode_scan(rows,
                                            table.order.data(),
                                            table.columns,
                                            scan.blocks.data() + b * head.stride(),
-                                           major,
-                                           minor,
+                                           scan.residuals.data() + 16 * b * head.major_bytes(),
+                                           scan.residuals.data() + head.other_at(16 * b),
                                            scratch.data());
     head.largest_norm = std::max(head.largest_norm, norm);
   }
 }
 
+// rho or sigma of a row.
+struct DecodedResidual {
+  double step;
+  double nearer[2];            // how much of the errors it takes away
+  std::vector<double> values;  // zeros for the outliers
+};
+
 // A row as the layout in head_scan.h says.
 struct DecodedRow {
   std::vector<double> w;                 // in the order of the scan
   double outlier_error, rest_errors[2];  // of the larger columns of the rest, and of the smaller
-  std::vector<double> residual;          // zeros for the outliers
-  double nearer[2];                      // how much of rest_errors it takes away
-  double step;
+  DecodedResidual rho, sigma;
 };
 
 // Which of the two column j of the rest is of.
 size_t part_of(const HeadScan& head, int64_t j) {
   return j < kScanOutliers + head.major_columns() ? 0 : 1;
+}
+
+// Where its bits stand in a residual of both parts.
+int64_t residual_byte(const HeadScan& head, int64_t j) {
+  const int64_t n = j - kScanOutliers, major = head.major_columns();
+  return n < major ? 8 + n / 4 : head.major_bytes() + (n - major) / 4;
+}
+
+DecodedResidual decode_residual(const HeadScan& head, const uint8_t* major, const uint8_t* minor) {
+  Bf16 parts[3];
+  std::memcpy(parts, major, sizeof parts);
+  DecodedResidual out{to_float(parts[0]),
+                      {to_float(parts[1]), to_float(parts[2])},
+                      std::vector<double>(index(head.columns))};
+  for (int64_t j = kScanOutliers; j < head.columns; ++j) {
+    const int64_t byte = residual_byte(head, j);
+    const uint8_t* const at =
+        byte < head.major_bytes() ? major + byte : minor + byte - head.major_bytes();
+    out.values[index(j)] = ((*at >> (j % 4 * 2) & 3) - 1.5) * out.step;
+  }
+  return out;
 }
 
 DecodedRow decode(const HeadScan& head, int64_t row) {
@@ -100,18 +123,13 @@ DecodedRow decode(const HeadScan& head, int64_t row) {
     std::memcpy(&x, footer + 32 * i + 2 * lane, sizeof x);
     return static_cast<double>(to_float(x));
   };
+  const uint8_t* const rho_b = head.residuals + head.other_at(row);
+  const uint8_t* const sigma = rho_b + head.minor_bytes();
   DecodedRow out{std::vector<double>(index(head.columns)),
                  number(2),
                  {number(3), number(4)},
-                 std::vector<double>(index(head.columns)),
-                 {},
-                 0};
-  const uint8_t* const tables[2] = {head.major_residual(row) + 8, head.minor_residual(row)};
-  Bf16 parts[3];
-  std::memcpy(parts, head.major_residual(row), sizeof parts);
-  out.nearer[0] = to_float(parts[1]);
-  out.nearer[1] = to_float(parts[2]);
-  out.step = to_float(parts[0]);
+                 decode_residual(head, head.residuals + row * head.major_bytes(), rho_b),
+                 decode_residual(head, sigma, sigma + head.major_bytes())};
   for (int64_t j = 0; j < kScanOutliers; ++j) {
     out.w[index(j)] = (block[j / 4 * 64 + 4 * lane + j % 4] - 128.0) * number(0);
   }
@@ -120,12 +138,38 @@ DecodedRow decode(const HeadScan& head, int64_t row) {
     const int64_t step = j % 32 / 4;
     const int nibble = group[step / 2 * 64 + 4 * lane + j % 4] >> (step % 2 * 4) & 15;
     out.w[index(j)] = (kLevels[nibble] - 127.0) * group[256 + lane] * number(1);
-    const auto part = part_of(head, j);
-    const int64_t n = j - kScanOutliers - (part == 0 ? 0 : head.major_columns());
-    const int bits = tables[part][n / 4] >> (n % 4 * 2) & 3;
-    out.residual[index(j)] = (bits - 1.5) * to_float(parts[0]);
   }
   return out;
+}
+
+// A residual takes from the norms what it says, or a little more, and leaves at most `share`; `missed` becomes what it
+// leaves.
+void check_residual(Check& check,
+                    const HeadScan& head,
+                    const DecodedResidual& residual,
+                    bool lonely,
+                    double share,
+                    std::vector<double>& missed,
+                    double (&errors)[2]) {
+  double left[2] = {}, before = 0;
+  for (int64_t j = kScanOutliers; j < head.columns; ++j) {
+    before += missed[index(j)] * missed[index(j)];
+    missed[index(j)] -= residual.values[index(j)];
+    left[part_of(head, j)] += missed[index(j)] * missed[index(j)];
+  }
+  for (size_t part = 0; part < 2; ++part) {
+    const double nearer = residual.nearer[part], still = std::sqrt(left[part]);
+    check.that(nearer <= errors[part] - still);
+    if (!lonely) {
+      // Where there is nothing, squares may have vanished.
+      check.near(nearer, errors[part] - still, 0.01 * errors[part] + 1e-16);
+      check.that(still <= 0.8 * errors[part]);
+    }
+    errors[part] -= nearer;
+  }
+  if (!lonely) {
+    check.that(std::sqrt(left[0] + left[1]) <= share * std::sqrt(before));
+  }
 }
 
 // The norms of what the encoder left out are those it wrote down, or a little less.
@@ -135,36 +179,28 @@ void check_encoding(const Subject& s, const Table& table) {
     encode(s.kernels, table, scan);
     for (int64_t r = 0; r < scan.head.rows; ++r) {
       const auto row = decode(scan.head, r);
-      double outliers = 0, rest[2] = {}, left[2] = {}, norm = 0, decoded_norm = 0;
+      std::vector<double> missed(index(table.columns));
+      double outliers = 0, rest[2] = {}, norm = 0, decoded_norm = 0;
       for (int64_t j = 0; j < table.columns; ++j) {
         const double w = r < table.rows
                              ? to_float(table.w[index(r * table.columns + table.order[index(j)])])
                              : 0.0F;
-        const double error = w - row.w[index(j)];
-        const auto part = part_of(scan.head, j);
-        (j < kScanOutliers ? outliers : rest[part]) += error * error;
-        left[part] += j < kScanOutliers ? 0.0 : std::pow(error - row.residual[index(j)], 2);
+        const double error = missed[index(j)] = w - row.w[index(j)];
+        (j < kScanOutliers ? outliers : rest[part_of(scan.head, j)]) += error * error;
         norm += w * w;
         decoded_norm += row.w[index(j)] * row.w[index(j)];
       }
       check.that(row.outlier_error >= std::sqrt(outliers));
       check.near(row.outlier_error, std::sqrt(outliers), 0.01 * std::sqrt(outliers));
+      double errors[2] = {row.rest_errors[0], row.rest_errors[1]};
       for (size_t part = 0; part < 2; ++part) {
-        const double error = std::sqrt(rest[part]), still = std::sqrt(left[part]);
-        check.that(row.rest_errors[part] >= error);
-        // Where there is nothing, squares may have vanished.
-        check.near(row.rest_errors[part], error, 0.01 * error + 1e-16);
-        check.that(row.nearer[part] <= row.rest_errors[part] - still);
-        if (r != kLonely) {
-          check.near(row.nearer[part],
-                     row.rest_errors[part] - still,
-                     0.01 * row.rest_errors[part] + 1e-16);
-          check.that(still <= 0.8 * error);
-        }
+        const double error = std::sqrt(rest[part]);
+        check.that(errors[part] >= error);
+        check.near(errors[part], error, 0.01 * error + 1e-16);
       }
-      if (r != kLonely) {  // 2 bits, and tails
-        check.that(std::sqrt(left[0] + left[1]) <= 0.6 * std::sqrt(rest[0] + rest[1]));
-      }
+      // 2 bits each, and tails: what rho cuts off is large beside the rest.
+      check_residual(check, scan.head, row.rho, r == kLonely, 0.6, missed, errors);
+      check_residual(check, scan.head, row.sigma, r == kLonely, 0.7, missed, errors);
       check.that(scan.head.largest_norm >= std::sqrt(std::max(norm, decoded_norm)));
       check.that(std::sqrt(outliers + rest[0] + rest[1]) <=
                  0.12 * std::sqrt(norm));  // 4 bits: some 8 %
@@ -201,9 +237,8 @@ struct Input {
 
   /// Column j of x as `refine` takes it.
   double plane(const HeadScan& head, int64_t j) const {
-    const int64_t n = j - kScanOutliers, major = head.major_columns();
-    const int64_t byte = n < major ? 8 + n / 4 : head.major_stride() + (n - major) / 4;
-    const int8_t* const at = in.planes + byte / 64 * 256 + n % 4 * 64 + byte % 64;
+    const int64_t byte = residual_byte(head, j);
+    const int8_t* const at = in.planes + byte / 64 * 256 + j % 4 * 64 + byte % 64;
     return (256.0 * at[0] + at[head.plane_bytes()]) * in.rest_unit;
   }
 };
@@ -281,49 +316,61 @@ void compare_scan(Check& check,
     }
     check.near(upper[index(r)], want, kSum * size);
   }
-  // Every third row, backwards, has its bound brought nearer, twice.
+  // Every third row, backwards, has its bound brought nearer, three times.
   std::vector<int32_t> some;
   std::vector<float> nearer;
   for (int64_t r = table.rows - 1; r >= 0; r -= 3) {
     some.push_back(static_cast<int32_t>(r));
     nearer.push_back(upper[index(r)]);
   }
-  for (const size_t part : {0, 1}) {
+  std::vector<std::vector<float>> exact;
+  for (const auto isa : usable_isas()) {
+    exact.push_back(all_rows(fused_kernels(isa), table, x));
+    for (int64_t r = 0; r < table.rows; ++r) {
+      check.that(upper[index(r)] >= exact.back()[index(r)]);
+    }
+  }
+  for (size_t part = 0; part < kScanParts; ++part) {
     const auto before = nearer;
+    const bool finer = part == 2;
     kernels.refine(scan.head,
-                   part == 0 ? ScanPart::kMajor : ScanPart::kMinor,
+                   static_cast<ScanPart>(part),
                    some.data(),
                    static_cast<int64_t>(some.size()),
                    input.in,
                    nearer.data());
     for (size_t i = 0; i < some.size(); ++i) {
       const auto row = decode(scan.head, some[i]);
-      const double less =
-          row.nearer[part] * (part == 0 ? input.in.major_norm : input.in.minor_norm);
-      double value = -row.step * input.in.middle[part], size = 0, missed = 0;
+      const auto& residual = finer ? row.sigma : row.rho;
+      const double slack = residual.step * input.in.step_slack[part];
+      const double less[2] = {residual.nearer[0] * input.in.major_norm,
+                              residual.nearer[1] * input.in.minor_norm};
+      double want = before[i], sizes = std::fabs(before[i]);
+      for (const size_t of : {0, 1}) {
+        if (finer || of == part) {
+          want -= less[of];
+          sizes += std::fabs(less[of]);
+        }
+      }
+      double value = -residual.step * input.in.middle[part], size = 0, missed = 0;
       for (int64_t j = kScanOutliers; j < table.columns; ++j) {
-        if (part_of(scan.head, j) == part) {
-          const double bits = row.residual[index(j)] + 1.5 * row.step;
+        if (finer || part_of(scan.head, j) == part) {
+          const double bits = residual.values[index(j)] + 1.5 * residual.step;
           const double x16 = input.plane(scan.head, j);
           value += bits * x16;
-          size += row.step * std::fabs(input.x[index(j)]);
+          size += residual.step * std::fabs(input.x[index(j)]);
           missed += bits * (input.x[index(j)] - x16);
         }
       }
-      check.that(std::fabs(missed) <= row.step * input.in.step_slack[part]);
-      const double sizes = std::fabs(before[i]) + std::fabs(less) + std::fabs(value);
-      const double slack = row.step * input.in.step_slack[part] + sizes * 0x1p-21;
-      const double want = before[i] - less + value + slack;
-      check.near(nearer[i], std::min<double>(before[i], want), kSum * (sizes + 5 * size) + 1e-37);
+      check.that(std::fabs(missed) <= slack);
+      sizes += std::fabs(value);
+      want += value + slack + sizes * 0x1p-21;
+      check.near(nearer[i], want, kSum * (sizes + 5 * size) + 1e-37);
     }
-  }
-  for (const auto isa : usable_isas()) {
-    const auto exact = all_rows(fused_kernels(isa), table, x);
-    for (int64_t r = 0; r < table.rows; ++r) {
-      check.that(upper[index(r)] >= exact[index(r)]);
-    }
-    for (size_t i = 0; i < some.size(); ++i) {
-      check.that(nearer[i] >= exact[index(some[i])]);
+    for (const auto& of_isa : exact) {
+      for (size_t i = 0; i < some.size(); ++i) {
+        check.that(nearer[i] >= of_isa[index(some[i])]);
+      }
     }
   }
   for (int64_t b = 0; b < blocks; ++b) {

@@ -194,16 +194,24 @@ GEMMA_TORCH_INLINE F encode_rest(const Levels& levels, float* x, const HeadScan&
   return squares;
 }
 
-// The residual x of a row, whose two parts' norms are at most `missed`. It is spread about evenly, with some tails: the
-// step that serves it best is a little below its root mean square.
-GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, const float (&missed)[2],
-                                        uint8_t* major_row, uint8_t* minor_row) {
+// What a row's codes have missed so far.
+struct Missed {
+  float* x;            // (columns - kScanOutliers)
+  float norms[2];      // of its parts a and b, or more
+  float roundings[2];  // of x: how far off they may have made the norms
+};
+
+// rho or sigma: that at two bits a number, with a step of `spread` times the root mean square. `missed` becomes what is
+// missed then.
+GEMMA_TORCH_INLINE void encode_residual(const HeadScan& shape, float spread, Missed& missed, uint8_t* major_out,
+                                        uint8_t* minor_out) {
+  float* const x = missed.x;
   const int64_t n = shape.columns - kScanOutliers, major = shape.major_columns();
   F squares = {};
   for (int64_t j = 0; j < n; j += 16) {
     squares = fma(load(x + j), load(x + j), squares);
   }
-  uint16_t head[4] = {bf16_up(0.95F * std::sqrt(sum(squares) / static_cast<float>(n)))};
+  uint16_t head[4] = {bf16_up(spread * std::sqrt(sum(squares) / static_cast<float>(n)))};
   const float step = widen(Bf16{head[0]});
   const float inverse = step > 0 ? 1.0F / step : 0.0F;
   F errors[2] = {};
@@ -212,18 +220,20 @@ GEMMA_TORCH_INLINE void encode_residual(const float* x, const HeadScan& shape, c
     const F error = load(x + j) - (to_floats(code) - splat(1.5F)) * step;
     F& own = errors[j < major ? 0 : 1];
     own = fma(error, error, own);
+    store(x + j, error);
     const uint32_t word = two_bit_word(as_bits(code));
-    uint8_t* const out = j < major ? major_row + HeadScan::kResidualHeader + j / 4 : minor_row + (j - major) / 4;
-    std::memcpy(out, &word, sizeof word);
+    std::memcpy(j < major ? major_out + shape.residual_byte(j) : minor_out + (j - major) / 4, &word, sizeof word);
   }
   for (int part = 0; part < 2; ++part) {
-    // x itself is rounded: by 2^-24 of what it stands for, whose norm is at most `missed`. A part that the levels missed
-    // nothing of is farther away with the residual, since no bits stand for zero.
-    const float left = root_up(sum(errors[part]), shape.columns, /*most=*/1.0F) + missed[part] * 0x1p-22F;
-    const float difference = missed[part] - left;
-    head[1 + part] = bf16_down(difference - std::fabs(difference) * 0x1p-22F);
+    // x itself was rounded, by 2^-24 of what it stands for, whose norm is at most that. A part of which nothing was
+    // missed is farther away now, since no bits stand for zero.
+    float& norm = missed.norms[part];
+    missed.roundings[part] += norm * 0x1p-22F;
+    const float left = root_up(sum(errors[part]), shape.columns, /*most=*/1.0F) + missed.roundings[part];
+    head[1 + part] = bf16_down(norm - left - (norm + left) * 0x1p-22F);
+    norm -= widen(Bf16{head[1 + part]});  // as whoever reads it will have it
   }
-  std::memcpy(major_row, head, sizeof head);
+  std::memcpy(major_out, head, sizeof head);
 }
 
 // Lays 16 rows' codes out as a block.
@@ -248,7 +258,7 @@ void write_block(const RowCodes (&rows)[16], int64_t groups, uint8_t* block) {
 }
 
 float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns, uint8_t* block,
-                  uint8_t* major_residuals, uint8_t* minor_residuals, float* scratch) {
+                  uint8_t* major_residuals, uint8_t* other_residuals, float* scratch) {
   HeadScan shape;
   shape.columns = columns;
   const Levels levels;
@@ -268,9 +278,13 @@ float encode_scan(const Bf16* const* rows, const int32_t* order, int64_t columns
     }
     const F outliers = encode_outliers(scratch, columns, codes[r]);
     const F rest = encode_rest(levels, scratch + kScanOutliers, shape, codes[r]);
-    encode_residual(scratch + kScanOutliers, shape,
-                    {widen(Bf16{codes[r].footer[3]}), widen(Bf16{codes[r].footer[4]})},
-                    major_residuals + r * shape.major_stride(), minor_residuals + r * shape.minor_stride());
+    // What the levels miss is spread about evenly, with tails. Steps that would serve rho best (0.95) cut more of the
+    // tails off than sigma can bring back.
+    Missed missed{scratch + kScanOutliers, {widen(Bf16{codes[r].footer[3]}), widen(Bf16{codes[r].footer[4]})}, {}};
+    uint8_t* const rho_b = other_residuals + r * shape.other_stride();
+    uint8_t* const sigma = rho_b + shape.minor_bytes();
+    encode_residual(shape, 1.2F, missed, major_residuals + r * shape.major_bytes(), rho_b);
+    encode_residual(shape, 0.9F, missed, sigma, sigma + shape.major_bytes());
     const float squares = max(sum(outliers + rest), sum(whole));
     largest_norm = max(largest_norm, root_up(squares, columns, /*most=*/1.0F));
   }

@@ -45,10 +45,11 @@ struct Partial {
   float* z;        // (heads, D)
 };
 
-/// The scan of the output head, and its columns a and b: see head_scan.h.
+/// The scan of the output head, and rho_a, rho_b and sigma of its residuals: see head_scan.h.
 struct HeadScan;
 struct ScanInput;
-enum class ScanPart : uint8_t { kMajor, kMinor };
+enum class ScanPart : uint8_t { kMajor, kMinor, kFiner };
+constexpr size_t kScanParts = 3;
 
 /// c (32, 32) = or += a (32, k) times two panels of 16 columns. k is a multiple of 32. A thread calls begin() before
 /// its products and end() after them.
@@ -128,22 +129,22 @@ struct FusedKernels {
                    float* y);
   void (*scan)(
       const HeadScan& head, Range blocks, const ScanInput& x, float* upper, float* block_upper);
-  /// Brings the bounds of some rows nearer, by what the scan missed of one part of the columns: upper[i] is that of row
-  /// ids[i] before and after.
+  /// Brings the bounds of some rows nearer, by one part of their residuals: upper[i] is that of row ids[i] before and
+  /// after. Parts follow each other; kFiner makes bounds of those that kMajor and kMinor gave.
   void (*refine)(const HeadScan& head,
                  ScanPart part,
                  const int32_t* ids,
                  int64_t count,
                  const ScanInput& x,
                  float* upper);
-  /// Encodes 16 rows of W (null: zeros) as a block of the scan and their residuals; returns the largest norm among
-  /// them. `scratch` has 5 * columns floats.
+  /// Encodes 16 rows of W (null: zeros) as a block of the scan, and their rows of both tables of residuals; returns the
+  /// largest norm among them. `scratch` has 5 * columns floats.
   float (*encode_scan)(const Bf16* const* rows,
                        const int32_t* order,
                        int64_t columns,
                        uint8_t* block,
                        uint8_t* major_residuals,
-                       uint8_t* minor_residuals,
+                       uint8_t* other_residuals,
                        float* scratch);
   /// Whether rows of a block reach `threshold`: writes the indices of blocks that do, returns how many. `found` has room
   /// for all and 16.

@@ -92,7 +92,7 @@ void scan(const HeadScan& head, Range blocks, const ScanInput& in, float* upper,
   }
 }
 
-// Bytes of a residual row, of which `left` are left, a multiple of 32; zeros past them.
+// Bytes of a residual, of which `left` are left, a multiple of 32; zeros past them.
 GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t left) {
 #if defined(__AVX512F__)
   if (left < kWidth) {
@@ -102,10 +102,10 @@ GEMMA_TORCH_INLINE PartU row_bytes(const uint8_t* p, [[maybe_unused]] int64_t le
   return load_as<PartU>(p);
 }
 
-// The sums over sixteen residual rows' numbers of bits * value, for their values of ScanInput::planes; row(n) gives the
-// n-th. Rows have kLines lines, the last perhaps half, or any number where that is 0.
-template <int kLines, typename Row>
-GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* planes, int64_t low) {
+// The sums over sixteen residuals' numbers of bits * value, for their values of ScanInput::planes; residual(n) gives the
+// n-th. Their `length` in bytes makes kLines lines, the last perhaps half, or any number where that is 0.
+template <int kLines, typename Residual>
+GEMMA_TORCH_INLINE F dot_two_bits(const Residual& residual, int64_t length, const int8_t* planes, int64_t low) {
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
   using Four = Dot<31>;  // whose sums are complete after four steps, whatever the instruction set
   const auto values = [&](int64_t i, int s) __attribute__((always_inline)) {
@@ -120,10 +120,10 @@ GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* 
     unrolled<kLines>([&](auto i) { unrolled<4>([&](auto s) { x[i][s] = values(64 * i, s); }); });
     PartF lanes[16];
     for (int n = 0; n < 16; ++n) {
-      const uint8_t* const p = row(n);
+      const uint8_t* const p = residual(n);
       Four dot;
       unrolled<kLines>([&](auto i) __attribute__((always_inline)) {
-        const PartU bytes = row_bytes(p + 64 * i, stride - 64 * i);
+        const PartU bytes = row_bytes(p + 64 * i, length - 64 * i);
         unrolled<4>([&](auto s) __attribute__((always_inline)) { dot.add(bits(bytes, s), x[i][s], s); });
       });
       lanes[n % 4 * 4 + n / 4] = to_floats(dot.total(0, 0));
@@ -134,17 +134,17 @@ GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* 
 #endif
   alignas(64) float sums[16];
   for (int n = 0; n < 16; ++n) {
-    const uint8_t* const p = row(n);
+    const uint8_t* const p = residual(n);
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD) || defined(__AVX2__)
     Four dot;
-    for (int64_t i = 0; i < stride; i += kWidth) {
-      const PartU bytes = row_bytes(p + i, stride - i);
+    for (int64_t i = 0; i < length; i += kWidth) {
+      const PartU bytes = row_bytes(p + i, length - i);
       unrolled<4>([&](auto s) __attribute__((always_inline)) { dot.add(bits(bytes, s), values(i, s), s); });
     }
     sums[n] = static_cast<float>(whole_sum(dot.total(0, 0)));
 #else
     int32_t total = 0;
-    for (int64_t i = 0; i < stride; ++i) {
+    for (int64_t i = 0; i < length; ++i) {
       for (int s = 0; s < 4; ++s) {
         const int8_t* at = planes + i / 64 * 256 + i % 64 + 64 * s;
         total += (p[i] >> (2 * s) & 3) * (256 * at[0] + at[low]);
@@ -156,23 +156,40 @@ GEMMA_TORCH_INLINE F dot_two_bits(const Row& row, int64_t stride, const int8_t* 
   return load(sums);
 }
 
+GEMMA_TORCH_INLINE int64_t length_of(const HeadScan& head, ScanPart part) {
+  switch (part) {
+    case ScanPart::kMajor:
+      return head.major_bytes();
+    case ScanPart::kMinor:
+      return head.minor_bytes();
+    case ScanPart::kFiner:
+      return head.finer_bytes();
+  }
+  return 0;
+}
+
 template <int kLines>
-void refine_part(const HeadScan& head, ScanPart which, const int32_t* ids, int64_t count, const ScanInput& in,
+void refine_part(const HeadScan& head, ScanPart part, const int32_t* ids, int64_t count, const ScanInput& in,
                  float* upper) {
-  const bool major = which == ScanPart::kMajor;
-  const int part = major ? 0 : 1;
-  const uint8_t* const rows = major ? head.major_residual(0) : head.minor_residual(0);
-  const int64_t stride = major ? head.major_stride() : head.minor_stride();
-  const int8_t* const planes = in.planes + (major ? 0 : 4 * head.major_stride());
-  const float norm = major ? in.major_norm : in.minor_norm, middle = in.middle[part], slack = in.step_slack[part];
+  const bool of_major = part == ScanPart::kMajor, of_minor = part == ScanPart::kMinor;
+  const int64_t length = length_of(head, part);
+  const int64_t stride = of_major ? length : head.other_stride();
+  const uint8_t* const others = head.residuals + head.other_at(0);
+  const uint8_t* const rows = of_major ? head.residuals : of_minor ? others : others + head.minor_bytes();
+  // rho_b has that of rho_a.
+  const int64_t header_stride = of_minor ? head.major_bytes() : stride;
+  const uint8_t* const headers = of_minor ? head.residuals : rows;
+  const int8_t* const planes = in.planes + (of_minor ? 4 * head.major_bytes() : 0);
+  const float major_norm = of_minor ? 0.0F : in.major_norm, minor_norm = of_major ? 0.0F : in.minor_norm;
+  const float middle = in.middle[static_cast<size_t>(part)], slack = in.step_slack[static_cast<size_t>(part)];
   const auto id_of = [&](int64_t i) { return static_cast<int64_t>(ids[i < count ? i : count - 1]); };
   // Twice: what is asked for to the second cache is at times not fetched at all (Zen 4), which makes rows five times as
   // slow; all of it asked for to the first, rows take twice as long at all times.
   constexpr int64_t kSoonBytes = 1152, kLaterBytes = 3072;
-  const int64_t soon = kSoonBytes / stride, later = kLaterBytes / stride;  // rows ahead
+  const int64_t soon = kSoonBytes / length, later = kLaterBytes / length;  // rows ahead
   const auto ask_for = [&](int64_t i, const auto& prefetch) __attribute__((always_inline)) {
     const uint8_t* const row = rows + id_of(i) * stride;
-    for (int64_t b = 0; b < (kLines > 0 ? 64 * kLines : stride); b += 64) {
+    for (int64_t b = 0; b < (kLines > 0 ? 64 * kLines : length); b += 64) {
       prefetch(row + b);
     }
   };
@@ -180,42 +197,45 @@ void refine_part(const HeadScan& head, ScanPart which, const int32_t* ids, int64
     i < soon ? ask_for(i, prefetch_soon) : ask_for(i, prefetch_later);
   }
   for (int64_t first = 0; first < count; first += 16) {
-    alignas(64) uint32_t headers[2][16];
-    const auto row = [&](int64_t n) __attribute__((always_inline)) {
+    alignas(64) uint32_t parts[2][16];
+    const auto residual = [&](int64_t n) __attribute__((always_inline)) {
       ask_for(first + n + later, prefetch_later);
       ask_for(first + n + soon, prefetch_soon);
       const auto id = id_of(first + n);
-      const uint8_t* const header = head.major_residual(id);
-      std::memcpy(&headers[0][n], header, 4);
-      std::memcpy(&headers[1][n], header + 4, 4);
+      const uint8_t* const header = headers + id * header_stride;
+      std::memcpy(&parts[0][n], header, 4);
+      std::memcpy(&parts[1][n], header + 4, 4);
       return rows + id * stride;
     };
-    const F dots = dot_two_bits<kLines>(row, stride, planes, head.plane_bytes());
-    const U begins = load_as<U>(headers[0]), ends = load_as<U>(headers[1]);
+    const F dots = dot_two_bits<kLines>(residual, length, planes, head.plane_bytes());
+    const U begins = load_as<U>(parts[0]), ends = load_as<U>(parts[1]);
     const F step = as_float(begins << 16);
-    const F nearer = (major ? as_float(begins & 0xffff0000U) : as_float(ends << 16)) * norm;
+    const F major = as_float(begins & 0xffff0000U) * major_norm, minor = as_float(ends << 16) * minor_norm;
     const F value = step * (dots * in.rest_unit - middle);
     alignas(64) float bounds[16] = {};
     const auto bytes = sizeof(float) * static_cast<size_t>(std::min<int64_t>(16, count - first));
     std::memcpy(bounds, upper + first, bytes);
     const F before = load(bounds);
-    // A few roundings of numbers of these sizes. Where no bits stand for the zero that is missing, the other is nearer.
-    const F sizes = absolute(before) + absolute(nearer) + absolute(value);
-    store(bounds, min(before - nearer + value + step * slack + sizes * 0x1p-21F, before));
+    // A few roundings of numbers of these sizes. A bound that went away, since no bits stand for zero, stays: sigma goes
+    // on from here.
+    const F sizes = absolute(before) + absolute(major) + absolute(minor) + absolute(value);
+    store(bounds, before - (major + minor) + value + step * slack + sizes * 0x1p-21F);
     std::memcpy(upper + first, bounds, bytes);
   }
 }
 
 void refine(const HeadScan& head, ScanPart part, const int32_t* ids, int64_t count, const ScanInput& in, float* upper) {
-  const int64_t stride = part == ScanPart::kMajor ? head.major_stride() : head.minor_stride();
-  if (stride == 0 || count == 0) {
+  const int64_t length = length_of(head, part);
+  if (length == 0 || count == 0) {
     return;
   }
-  switch ((stride + 63) / 64) {
+  switch ((length + 63) / 64) {
     case 1:
       return refine_part<1>(head, part, ids, count, in, upper);
     case 2:
       return refine_part<2>(head, part, ids, count, in, upper);
+    case 3:
+      return refine_part<3>(head, part, ids, count, in, upper);
     default:
       return refine_part<0>(head, part, ids, count, in, upper);
   }

@@ -25,10 +25,8 @@ bool fill_planes(const HeadScan& head, const float* r, int64_t count, ScanInput&
     return false;  // the inverse might overflow
   }
   const float factor = kLargestValue / most;
-  const int64_t major = head.major_columns();
   for (int64_t j = 0; j < count; ++j) {
-    const int64_t byte =
-        j < major ? HeadScan::kResidualHeader + j / 4 : head.major_stride() + (j - major) / 4;
+    const int64_t byte = head.residual_byte(j);
     int8_t* const at = input.planes + byte / 64 * 256 + j % 4 * 64 + byte % 64;
     const auto value = static_cast<int32_t>(std::lrintf(r[j] * factor));
     const int32_t high = (value + 128) >> 8;
@@ -66,15 +64,17 @@ void bound_scan(const HeadScan& head, const float* x, ScanInput& input) {
   const double roundings = 2.0 * static_cast<double>(head.columns + 64) * std::ldexp(1.0, -24);
   const bool filled = fill_planes(head, x + kScanOutliers, head.columns - kScanOutliers, input);
   // rho_a.a = step (sum of bits times a - middle). Bits are at most 3: so much times what is missed of a, and with the
-  // middle 4.5 times its sizes, which no more than `columns` operations round. So for b.
-  const int64_t begins[3] = {kScanOutliers, minor_begin, head.columns};
-  for (int part = 0; part < 2; ++part) {
+  // middle 4.5 times its sizes, which no more than `columns` operations round. So for b, and for sigma.
+  const int64_t ranges[kScanParts][2] = {
+      {kScanOutliers, minor_begin}, {minor_begin, head.columns}, {kScanOutliers, head.columns}};
+  for (size_t part = 0; part < kScanParts; ++part) {
+    const auto [begin, end] = ranges[part];
     double sum = 0, sizes = 0;
-    for (int64_t j = begins[part]; j < begins[part + 1]; ++j) {
+    for (int64_t j = begin; j < end; ++j) {
       sum += x[j];
       sizes += std::fabs(x[j]);
     }
-    const auto count = static_cast<double>(begins[part + 1] - begins[part]);
+    const auto count = static_cast<double>(end - begin);
     const double left_out = filled ? count * kMissed * input.rest_unit : sizes;
     input.middle[part] = static_cast<float>(1.5 * sum);
     input.step_slack[part] = static_cast<float>(

@@ -28,12 +28,17 @@ namespace gemma_torch::kernels {
 ///
 ///   w.x  <=  w~.x + rho_a.a + |w_o - w~_o| |o| + |w_a - w~_a - rho_a| |a| + |w_b - w~_b| |b|
 ///
-/// is nearer, for one cache line a row, and the same with rho_b nearer still, for those rows that are left. So there
-/// are two tables: first all rows' rho_a, each with a bfloat16 step, the bfloat16 differences of the two norms of a and
-/// of those of b, rounded down, and two bytes of nothing before it; then all rows' rho_b. Both have 2 bits for each
-/// column, sixteen columns in 32 bits, the first in the lowest: (bits - 1.5) * step.
+/// is nearer, for one cache line a row, and the same with rho_b nearer still, for those rows that are left. For rows
+/// that even so may be among the best, what rho misses stands at 2 bits a number too, sigma, which again misses 0.4 of
+/// it: three lines a row, where W has twenty.
+///
+/// So there are two tables: first all rows' rho_a; then, row by row, rho_b and sigma. (The last two lie together because
+/// to find the first line of a page takes as long as to read five; rho_a does not, because it is what many rows in order
+/// are looked at for.) rho_a and sigma begin with a bfloat16 step, the bfloat16 differences of the two norms of a and of
+/// those of b, rounded down, and two bytes of nothing. Then come 2 bits for each column, sixteen columns in 32 bits, the
+/// first in the lowest: (bits - 1.5) * step.
 struct HeadScan {
-  static constexpr int64_t kResidualHeader = 8;  // bytes of a row of rho_a before its numbers
+  static constexpr int64_t kResidualHeader = 8;  // bytes before the numbers of rho_a and of sigma
 
   int64_t rows = 0;                // a multiple of 16; those past the vocabulary are zeros
   int64_t columns = 0;             // a multiple of 32
@@ -47,17 +52,21 @@ struct HeadScan {
   // Those of a: what fills whole lines beside the header, about a third.
   int64_t major_groups() const { return std::min(groups(), 8 * (1 + groups() / 32) - 1); }
   int64_t major_columns() const { return 32 * major_groups(); }
-  int64_t major_stride() const {  // bytes of a row of rho_a, and of rho_b
-    return (kResidualHeader + major_groups() * 8 + 63) / 64 * 64;
+  // Bytes of rho_a, whole lines; of rho_b; of sigma, whose parts are as long; of both tables.
+  int64_t major_bytes() const { return (kResidualHeader + major_groups() * 8 + 63) / 64 * 64; }
+  int64_t minor_bytes() const { return ((groups() - major_groups()) * 8 + 31) / 32 * 32; }
+  int64_t finer_bytes() const { return major_bytes() + minor_bytes(); }
+  int64_t residual_bytes() const { return rows * (major_bytes() + other_stride()); }
+  // Of a row of the second table, and where one begins. Those of the first are rho_a.
+  int64_t other_stride() const { return minor_bytes() + finer_bytes(); }
+  int64_t other_at(int64_t row) const { return rows * major_bytes() + row * other_stride(); }
+  // Where the bits of column j, counted without the outliers, stand in sigma; and in rho, were it in one piece.
+  int64_t residual_byte(int64_t j) const {
+    return j < major_columns() ? kResidualHeader + j / 4
+                               : major_bytes() + (j - major_columns()) / 4;
   }
-  int64_t minor_stride() const { return ((groups() - major_groups()) * 8 + 31) / 32 * 32; }
-  int64_t residual_bytes() const { return rows * (major_stride() + minor_stride()); }
-  const uint8_t* major_residual(int64_t row) const { return residuals + row * major_stride(); }
-  const uint8_t* minor_residual(int64_t row) const {
-    return residuals + rows * major_stride() + row * minor_stride();
-  }
-  // Bytes of the two, each from a line of its own: see ScanInput.
-  int64_t plane_bytes() const { return 4 * (major_stride() + (minor_stride() + 63) / 64 * 64); }
+  // Bytes of one of ScanInput::planes.
+  int64_t plane_bytes() const { return 4 * ((finer_bytes() + 63) / 64 * 64); }
 };
 
 constexpr int64_t kScanOutliers = 32;
@@ -67,13 +76,14 @@ struct ScanInput {
   QuantizedRow x;
   float outlier_norm = 0, major_norm = 0, minor_norm = 0;  // |o|, |a|, |b|, rounded up
   float slack = 0;
-  // [a, b] for rho: rest_unit * (256 high + low), in the order of a row's bits. With rho_b's bytes behind rho_a's, the
-  // numbers of bytes 64 i .., bits 2 s and 2 s + 1, meet the 64 from planes + 256 i + 64 s on (high), and those
-  // plane_bytes() later (low); zeros meet what is no number.
+  // [a, b] for rho and sigma: rest_unit * (256 high + low), in the order of sigma. Numbers of its bytes 64 i ..,
+  // bits 2 s and 2 s + 1, meet the 64 from planes + 256 i + 64 s on (high), and those plane_bytes() later (low); zeros
+  // meet what is no number.
   int8_t* planes = nullptr;  // (2, plane_bytes())
   float rest_unit = 0;
-  float middle[2] = {};      // 1.5 times the sums of a and of b
-  float step_slack[2] = {};  // what rounding adds to their products with rho, for a step of 1
+  // For each ScanPart, and a step of 1: 1.5 times the sum of its numbers, and what rounding adds to their products.
+  float middle[kScanParts] = {};
+  float step_slack[kScanParts] = {};
 };
 
 /// Fills in what belongs to x (columns), whose quantised form is in input.x already, and input.planes.
