@@ -67,19 +67,21 @@ struct Queries {
   int64_t size;
 };
 
-// Memory that is to be read next, asked for line by line while there is something else to do.
+// Memory that is to be read next, asked for by two lines while there is something else to do. To the second cache: to the
+// first, or more of them, they are in the way of what is read meanwhile.
 struct Ahead {
   const char* next;
   int64_t step = 64;  // 0 if nothing is next, and the same line is asked for again and again
 
   GEMMA_TORCH_INLINE void ask() {
-    prefetch_soon(next);
-    next += step;
+    prefetch_later(next);
+    prefetch_later(next + step);
+    next += 2 * step;
   }
 };
 
-// Adds weights[h][i] values[i] to z[h], for 16 kVectors columns. A value is 2 D after the one before. A line is asked for
-// with each two values.
+// Adds weights[h][i] values[i] to z[h], for 16 kVectors columns. A value is 2 D after the one before. Two lines are asked
+// for with each two values.
 template <int kHeads, int kVectors, typename T>
 void add_columns(const T (*weights)[kTile], const T* values, int64_t count, int64_t D, float* z, Ahead& ahead) {
   F acc[kHeads][kVectors];
