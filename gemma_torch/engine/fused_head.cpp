@@ -208,8 +208,8 @@ void FusedEngine::score_found(size_t b, float bar, int i) {
     int32_t* const rows = from.rows.data() + begin;
     float* const bounds = from.upper.data() + begin;
     auto count = std::min(kPiece, from.found - begin);
-    // Where they are many, most can be told from the best at one line of memory, most others at two more, and nearly all
-    // at another three; a row of the head has twenty.
+    // Where they are many, most can be told from the best at one line of memory, most others at two more, and nearly
+    // all at another three; a row of the head has twenty.
     for (const auto part :
          {kernels::ScanPart::kMajor, kernels::ScanPart::kMinor, kernels::ScanPart::kFiner}) {
       if (count <= kFewRows) {

@@ -151,11 +151,12 @@ void check_residual(Check& check,
                     double share,
                     std::vector<double>& missed,
                     double (&errors)[2]) {
-  double left[2] = {}, before = 0;
+  double before[2] = {}, left[2] = {};
   for (int64_t j = kScanOutliers; j < head.columns; ++j) {
-    before += missed[index(j)] * missed[index(j)];
+    const auto part = part_of(head, j);
+    before[part] += missed[index(j)] * missed[index(j)];
     missed[index(j)] -= residual.values[index(j)];
-    left[part_of(head, j)] += missed[index(j)] * missed[index(j)];
+    left[part] += missed[index(j)] * missed[index(j)];
   }
   for (size_t part = 0; part < 2; ++part) {
     const double nearer = residual.nearer[part], still = std::sqrt(left[part]);
@@ -163,12 +164,12 @@ void check_residual(Check& check,
     if (!lonely) {
       // Where there is nothing, squares may have vanished.
       check.near(nearer, errors[part] - still, 0.01 * errors[part] + 1e-16);
-      check.that(still <= 0.8 * errors[part]);
+      check.that(still <= 0.8 * std::sqrt(before[part]));
     }
     errors[part] -= nearer;
   }
   if (!lonely) {
-    check.that(std::sqrt(left[0] + left[1]) <= share * std::sqrt(before));
+    check.that(std::sqrt(left[0] + left[1]) <= share * std::sqrt(before[0] + before[1]));
   }
 }
 
