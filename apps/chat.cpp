@@ -154,7 +154,7 @@ void run_chat(const ChatFlags& flags) {
   check(flags.max_new_tokens >= 1,
         "[chat] --max-new-tokens: expected at least 1, got {}",
         flags.max_new_tokens);
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   check(loaded.tokenizer.has_value(),
         "[chat] {} has no tokenizer.model or tokenizer.json. Hint: gemma generate --ids",
         model_path(flags.model.model));

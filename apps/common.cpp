@@ -171,7 +171,9 @@ std::string model_path(const std::string& given) {
   return given.empty() ? cache_folder() + "/gemma-3-270m" : given;
 }
 
-Pretrained load(const ModelOptions& options) {
+namespace {
+
+Pretrained load(const ModelOptions& options, bool packed) {
   check_quant(options.quant);
   parse_isa(options.isa);
   check(options.threads >= 0, "[threads] expected at least 1, got {}", options.threads);
@@ -185,9 +187,24 @@ Pretrained load(const ModelOptions& options) {
   // The fused engine packs the weights: it needs no copy of them besides.
   const bool copied = options.engine != "auto" && options.engine != "fused";
   how.mapped = !copied && how.device.is_cpu() && options.dtype != "float32";
+  if (packed && !copied && options.lora.empty()) {  // an adapter would change the weights
+    how.pack_threads = at::get_num_threads();
+    how.pack_format =
+        options.quant == "int8" ? kernels::Format::kInt8 : kernels::Format::kLossless12;
+  }
   auto loaded = load_pretrained(model_path(options.model), how);
   add_adapters(loaded.model, options.lora, /*merged=*/options.engine != "eager");
   return loaded;
+}
+
+}  // namespace
+
+Pretrained load(const ModelOptions& options) {
+  return load(options, /*packed=*/false);
+}
+
+Pretrained load_to_run(const ModelOptions& options) {
+  return load(options, /*packed=*/true);
 }
 
 Pretrained load_modules(const char* command, ModelOptions options) {
@@ -209,6 +226,7 @@ EngineOptions engine_options(const Pretrained& loaded,
   }
   how.fused.quant = on_the_fly(options.quant, loaded, model_path(options.model));
   how.fused.isa = parse_isa(options.isa);
+  how.fused.pack = loaded.pack;
   how.traced_file = options.traced_file;
   how.launch_steps = options.launch_steps;
   how.cached = !options.no_cache;

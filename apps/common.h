@@ -54,6 +54,10 @@ std::string model_path(const std::string& given);
 /// Sets threads, then loads on the device and in the dtype asked for.
 Pretrained load(const ModelOptions& options);
 
+/// The same for a command that goes on to make_engine with these options: packs the weights meanwhile, where the
+/// fused engine is to run them.
+Pretrained load_to_run(const ModelOptions& options);
+
 /// What the flags say of an engine for `capacity` tokens a row.
 EngineOptions engine_options(const Pretrained& loaded,
                              const ModelOptions& options,

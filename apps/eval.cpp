@@ -127,7 +127,7 @@ void run_eval(const EvalFlags& flags) {
   check(flags.max_new_tokens >= 1,
         "[eval] --max-new-tokens: expected at least 1, got {}",
         flags.max_new_tokens);
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   catch_interrupt();
   const auto opened = open_examples("eval", flags.data, loaded, flags.examples);
   const auto& data = *opened;

@@ -9,7 +9,7 @@ struct GenerateFlags {
 };
 
 void run_generate(const GenerateFlags& flags) {
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   run_generation(loaded, flags.generation, [&](int64_t needed) {
     return make_engine(loaded, flags.model, needed);
   });

@@ -85,7 +85,7 @@ void go_on(SaveOptions& options, PartJournal& journal) {
 }
 
 void run_save(const KlFlags& flags) {
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   const auto ids = read_ids(flags.text, loaded.tokenizer);
   const WindowOptions windows{.chunk = flags.chunk, .bos_id = bos_id(loaded.tokenizer)};
   const auto needed = window_tokens(static_cast<int64_t>(ids.size()), windows);
@@ -196,7 +196,7 @@ void print_report(const Divergence& found, const Metadata& reference, const Meta
 
 void run_compare(const KlFlags& flags) {
   const SavedDistributions saved(flags.file);
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   check_vocabulary(saved, loaded);
   const auto needed = window_tokens(static_cast<int64_t>(saved.ids().size()), saved.windows());
   const auto engine = make_engine(loaded, flags.model, needed);

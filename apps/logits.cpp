@@ -50,7 +50,7 @@ void print_table(const nlohmann::json& rows) {
 
 void run_logits(const LogitsFlags& flags) {
   check(flags.top >= 1, "[logits] --top: expected at least 1, got {}", flags.top);
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   const auto ids = read_ids(flags.text, loaded.tokenizer);
   check(!ids.empty(), "[logits] prompt: expected at least one token, got none");
   const auto engine = make_engine(loaded, flags.model, static_cast<int64_t>(ids.size()));

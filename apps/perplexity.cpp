@@ -32,7 +32,7 @@ nlohmann::json to_json(const std::vector<TokenScore>& scores,
 }
 
 void run_perplexity(const PerplexityFlags& flags) {
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   const auto ids = read_ids(flags.text, loaded.tokenizer);
   Progress progress("tokens");
   const WindowOptions windows{

@@ -291,7 +291,7 @@ void check_usage(const ScoreFlags& flags) {
 
 void run_score(const ScoreFlags& flags) {
   check_usage(flags);
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   if (flags.one_prompt()) {
     run_prompt(flags, loaded);
   } else {

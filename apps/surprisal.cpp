@@ -164,7 +164,7 @@ void write_files(const SurprisalFlags& flags, const nlohmann::json& rows, const 
 }
 
 void run_surprisal(const SurprisalFlags& flags) {
-  const auto loaded = load(flags.model);
+  const auto loaded = load_to_run(flags.model);
   check(!flags.words || loaded.tokenizer, "[surprisal] --words: this model has no tokenizer");
   const auto ids = read_ids(flags.text, loaded.tokenizer);
   const auto scores = measure(flags, loaded, ids);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <future>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +13,7 @@
 #include "gemma_torch/io/gguf_model.h"
 #include "gemma_torch/io/hf_folder.h"
 #include "gemma_torch/io/safetensors.h"
+#include "gemma_torch/quant/pack.h"
 #include "gemma_torch/quant/quantize.h"
 #include "gemma_torch/text/model_proto.h"
 #include "gemma_torch/text/tokenizer_json.h"
@@ -50,7 +52,7 @@ json folder_config(const std::string& folder) {
 // What write_quantized puts into config.json; other libraries refuse the name.
 constexpr const char* kQuantMethod = "gemma_torch";
 // Of cells and scan: counted up when kernels/cpu/packed.h or head_scan.h change theirs.
-constexpr int kLayout = 4;
+constexpr int kLayout = 5;
 
 // Takes quantization_config out of the config.
 Formats take_formats(json& config, const std::string& folder) {
@@ -126,8 +128,8 @@ Description describe(const json& config, const json& generation) {
   return result;
 }
 
-std::optional<Tokenizer> make_tokenizer(const std::optional<Vocabulary>& vocabulary) {
-  return vocabulary ? std::optional<Tokenizer>(*vocabulary) : std::nullopt;
+std::optional<Tokenizer> make_tokenizer(std::optional<Vocabulary> vocabulary) {
+  return vocabulary ? std::optional<Tokenizer>(std::move(*vocabulary)) : std::nullopt;
 }
 
 void add_tokenizer(Pretrained& into, std::optional<Tokenizer> tokenizer) {
@@ -162,26 +164,31 @@ std::optional<Tokenizer> load_tokenizer(const std::string& path) {
 Pretrained load_pretrained(const std::string& path, const LoadOptions& options) {
   check_exists(path);
   Pretrained result;
-  TensorMap weights;
-  std::future<std::optional<Tokenizer>>
-      tokenizer;  // made meanwhile: it takes as long as many a folder's weights
+  const auto finish = [&](const std::function<TensorMap()>& weights,
+                          const std::function<std::optional<Vocabulary>()>& vocabulary) {
+    result.config.dtype = options.dtype.value_or(result.config.dtype);
+    // The tokenizer is made here and the rest beside it, not the other way round: its many small pieces of memory take
+    // glibc half as long again in another thread than the first, whose heap grows by more at a time.
+    auto model = std::async(std::launch::async, [&] {
+      result.model = build_model(result.config, weights(), options.device, path, result.formats);
+      if (options.pack_threads > 0 && Pack::refusal(result.model).empty()) {
+        result.pack =
+            std::make_shared<const Pack>(result.model, options.pack_format, options.pack_threads);
+      }
+    });
+    auto tokenizer = make_tokenizer(vocabulary());
+    model.get();
+    add_tokenizer(result, std::move(tokenizer));
+  };
   if (fs::is_directory(path)) {
     static_cast<Description&>(result) = load_description(path);
-    tokenizer =
-        std::async(std::launch::async, [&path] { return make_tokenizer(folder_vocabulary(path)); });
-    weights = read_folder_weights(path, options.mapped ? Weights::kMapped : Weights::kCopied);
+    const auto how = options.mapped ? Weights::kMapped : Weights::kCopied;
+    finish([&] { return read_folder_weights(path, how); }, [&] { return folder_vocabulary(path); });
   } else {
     const GgufFile file(path);
     static_cast<Description&>(result) = describe(gguf_config(file), {});
-    tokenizer = std::async(std::launch::async, [vocabulary = gguf_vocabulary(file)] {
-      return make_tokenizer(vocabulary);
-    });
-    weights = gguf_weights(file);
+    finish([&] { return gguf_weights(file); }, [&] { return gguf_vocabulary(file); });
   }
-  result.config.dtype = options.dtype.value_or(result.config.dtype);
-  result.model =
-      build_model(result.config, std::move(weights), options.device, path, result.formats);
-  add_tokenizer(result, tokenizer.get());
   return result;
 }
 

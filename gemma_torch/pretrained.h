@@ -1,11 +1,13 @@
 #pragma once
 
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "gemma_torch/engine/sampling.h"
+#include "gemma_torch/kernels/cpu/packed.h"
 #include "gemma_torch/model/gemma3.h"
 #include "gemma_torch/quant/recipe.h"
 #include "gemma_torch/text/tokenizer.h"
@@ -13,12 +15,17 @@
 namespace gemma_torch {
 
 class AtomicFolder;  // io/hf_folder.h
+class Pack;          // quant/pack.h
 
 struct LoadOptions {
   c10::Device device = c10::kCPU;
   std::optional<c10::ScalarType> dtype = {};  // default: the checkpoint's own
   /// Leave a folder's weights in the file: less memory for an engine that packs them, slower for one that does not.
   bool mapped = false;
+  /// Pack the weights for fused engines of so many threads while the tokenizer is made, which takes as long, where such
+  /// an engine can run the model; 0: leave it to the engine.
+  int pack_threads = 0;
+  kernels::Format pack_format = kernels::Format::kLossless12;  // of weights that are not packed yet
 };
 
 /// What stands beside the weights of a checkpoint.
@@ -33,6 +40,7 @@ struct Description {
 struct Pretrained : Description {
   Gemma3Model model{nullptr};
   std::optional<Tokenizer> tokenizer = {};  // absent where the folder has none
+  std::shared_ptr<const Pack> pack = {};    // for FusedOptions::pack, as LoadOptions asked
 };
 
 /// A model from a Hugging Face folder (config.json, model.safetensors or shards, and, where there is one,

@@ -312,6 +312,44 @@ TEST_CASE("the fused engine notices changed weights", "[fused]") {
   }
 }
 
+TEST_CASE("fused engines share weights packed before, and refuse those that do not fit",
+          "[fused]") {
+  const auto models = small_models();
+  const auto ids = some_ids(1, 12);
+  const auto logits = [&](Engine& engine) {
+    engine.reset();
+    engine.append(ids);
+    return engine.logits(Rows::kAll);
+  };
+  const auto want = logits(*make_engine(models.rounded, exact()));
+  auto options = exact();
+  const auto pack = std::make_shared<const Pack>(models.rounded, kernels::Format::kLossless12, 2);
+  options.fused.pack = pack;
+  const auto first = make_engine(models.rounded, options);
+  const auto second = make_engine(models.rounded, options);
+  CHECK(pack.use_count() == 4);  // these two, `options` and `pack`
+  CHECK(at::equal(logits(*first), want));
+  CHECK(at::equal(logits(*second), want));
+
+  CHECK_THROWS_WITH(make_engine(small_models().rounded, options),
+                    Catch::Contains("[fused] pack") && Catch::Contains("another model"));
+  auto three = options;
+  three.fused.threads = 3;
+  CHECK_THROWS_WITH(make_engine(models.rounded, three),
+                    Catch::Contains("for 3 threads, got one in lossless12 for 2"));
+  auto coarse = options;
+  coarse.fused.quant = OnTheFly::kInt8;
+  CHECK_THROWS_WITH(make_engine(models.rounded, coarse),
+                    Catch::Contains("in int8 for 2 threads, got one in lossless12"));
+
+  const torch::NoGradGuard no_grad;
+  auto rounded = models.rounded;
+  const auto owners = pack.use_count();
+  rounded->final_norm->scale.add_(1);
+  CHECK_FALSE(at::equal(logits(*first), want));
+  CHECK(pack.use_count() == owners - 1);  // it has one of its own now
+}
+
 TEST_CASE("what the fused engine cannot run is refused, and auto goes round it", "[fused]") {
   const auto models = small_models();
   CHECK(choose_engine(models.rounded, {}) == EngineKind::kFused);

@@ -6,9 +6,11 @@
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/engine/engine.h"
+#include "gemma_torch/quant/pack.h"
 #include "support/catch.h"
 #include "support/golden.h"
 #include "support/scratch.h"
+#include "support/small_models.h"
 
 using namespace gemma_torch;
 using namespace gemma_torch::test;
@@ -53,6 +55,23 @@ TEST_CASE("a folder loads, converts, and gives the same logits", "[pretrained]")
             std::string::npos);  // nothing half-written
     }
   }
+}
+
+TEST_CASE("weights are packed in loading where that is asked for and can be", "[pretrained]") {
+  const auto model = small_models().rounded;
+  const ScratchFolder folder("gemma_pretrained");
+  write_file(folder / "config.json", config_to_json(model->cfg).dump());
+  save_safetensors(folder / "model.safetensors", hf_weights(model));
+  CHECK(load_pretrained(folder.path()).pack == nullptr);
+  for (const auto format : {kernels::Format::kLossless12, kernels::Format::kInt8}) {
+    const auto loaded =
+        load_pretrained(folder.path(), {.mapped = true, .pack_threads = 3, .pack_format = format});
+    REQUIRE(loaded.pack != nullptr);
+    CHECK(loaded.pack->fits(loaded.model, format, /*threads=*/3));
+    CHECK(loaded.pack->is_current());
+  }
+  // the modules alone run float32
+  CHECK(load_pretrained(folder.path(), {.dtype = at::kFloat, .pack_threads = 3}).pack == nullptr);
 }
 
 TEST_CASE("the text part of a multimodal checkpoint loads", "[pretrained]") {

@@ -225,7 +225,7 @@ TEST_CASE("a quantised folder that is not right is named", "[quantize]") {
     return folders.error();
   };
   CHECK_THAT(with("quant_method", "awq"), ContainsSubstring("gemma_torch, got \"awq\""));
-  CHECK_THAT(with("layout", 0), ContainsSubstring("layout: expected 4, got 0"));
+  CHECK_THAT(with("layout", 0), ContainsSubstring("layout: expected 5, got 0"));
   CHECK_THAT(with("formats", {{"q_proj", "int8"}}), ContainsSubstring("formats.k_proj"));
   auto formats = config["quantization_config"]["formats"];
   formats["q_proj"] = "int3";

@@ -16,6 +16,8 @@
 
 namespace gemma_torch {
 
+class Pack;  // quant/pack.h
+
 enum class Rows { kLast, kAll };
 
 /// The k best next tokens of each row, best first, the lower id of equals first. On the CPU.
@@ -147,6 +149,8 @@ struct FusedOptions {
   bool pin = false;            // threads stay on their cores
   bool two_stage_head = true;  // top() scans; false: the full head always
   bool profile = false;        // time by kernel
+  std::shared_ptr<const Pack> pack =
+      {};  // the weights packed before, engines may share them; default: packed by the engine
 };
 
 struct EngineOptions {

@@ -104,7 +104,17 @@ FusedEngine::FusedEngine(Gemma3Model model, const EngineOptions& options)
   if (options.fused.profile) {
     clock_.enable();
   }
-  repack();
+  pack_ = std::move(options_.fused.pack);
+  if (!pack_) {
+    repack();
+  }
+  check(pack_->fits(model_, format_, team_.size()),
+        "[fused] pack: expected one of this model in {} for {} threads, got one in {} for {}, or "
+        "of another model",
+        kernels::format_name(format_),
+        team_.size(),
+        pack_->format(),
+        pack_->threads());
   buffers_ = std::make_unique<Buffers>(cfg, team_.size(), options.chunk);
   chunks_ = std::make_unique<Chunks>();
 }

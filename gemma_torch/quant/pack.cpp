@@ -152,7 +152,8 @@ std::string Pack::refusal(const Gemma3Model& given) {
   return reason;
 }
 
-Pack::Pack(Gemma3Model model, Format format, int threads) : model_(std::move(model)) {
+Pack::Pack(Gemma3Model model, Format format, int threads)
+    : model_(std::move(model)), asked_(format) {
   const auto reason = refusal(model_);
   check(reason.empty(),
         "[fused] expected a model that fits its kernels: {}. Hint: --engine eager",
@@ -310,6 +311,12 @@ void Pack::remember(const torch::Tensor& parameter) {
                    impl.unsafe_storage().data(),
                    impl.storage_offset(),
                    impl.version_counter().current_version()});
+}
+
+bool Pack::fits(const Gemma3Model& model, Format format, int threads) const {
+  const bool all_packed = !packed_formats(model).empty();
+  return model.get() == model_.get() && threads == this->threads() &&
+         (all_packed || format == asked_);
 }
 
 bool Pack::is_current() const {

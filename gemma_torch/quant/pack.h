@@ -55,6 +55,11 @@ class Pack {
   int64_t layer_bytes() const { return layer_bytes_; }   // what one token reads of the layers
   const std::string& format() const { return format_; }  // "lossless12", or a recipe's name
 
+  int threads() const { return static_cast<int>(streams_.size()); }
+
+  /// Whether Pack(model, format, threads) would make the same.
+  bool fits(const Gemma3Model& model, kernels::Format format, int threads) const;
+
   /// Whether the model's parameters are still those that were packed.
   bool is_current() const;
 
@@ -69,6 +74,7 @@ class Pack {
   const float* final_norm_ = nullptr;
   ScanTensors scan_;
   int64_t layer_bytes_ = 0;
+  kernels::Format asked_;  // of weights that are not packed yet
   std::string format_;
   std::shared_ptr<std::byte> arena_;
   std::vector<uint8_t*> streams_;  // (threads) where the next part goes

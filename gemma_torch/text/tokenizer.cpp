@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <utility>
 
 #include "gemma_torch/base/error.h"
 #include "gemma_torch/text/model_proto.h"
@@ -33,8 +34,8 @@ std::shared_ptr<const sentencepiece::SentencePieceProcessor> load(const Vocabula
 
 }  // namespace
 
-Tokenizer::Tokenizer(const Vocabulary& vocabulary) {
-  Vocabulary normal = normalize_gguf_vocabulary(vocabulary);
+Tokenizer::Tokenizer(Vocabulary vocabulary) {
+  Vocabulary normal = normalize_gguf_vocabulary(std::move(vocabulary));
   processor_ = load(normal);
   pieces_ = std::move(normal.pieces);
   find_specials();

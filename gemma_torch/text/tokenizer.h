@@ -28,7 +28,7 @@ class Tokenizer {
  public:
   /// Throws: Error if check_vocabulary finds a fault, or sentencepiece one (a piece given twice).
   /// The vocabulary is brought into the common form first (normalize_gguf_vocabulary).
-  explicit Tokenizer(const Vocabulary& vocabulary);
+  explicit Tokenizer(Vocabulary vocabulary);
 
   /// Throws: Error naming the byte offset if `text` is not UTF-8; if BOS is asked for and unknown.
   std::vector<int64_t> encode(std::string_view text, EncodeOptions options = {}) const;
